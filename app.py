@@ -1,0 +1,21 @@
+"""Start the page: `python app.py`, then open http://127.0.0.1:7860. Nothing loads or launches at import."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read by gradio at import: no request leaves unasked
+
+
+def main() -> None:
+    from components.launch import launch_settings
+    from components.settings import Settings
+    from components.shell import build_app
+
+    settings = Settings.from_environment(sys.argv[1:])
+    build_app(settings).launch(**launch_settings(settings))
+
+
+if __name__ == "__main__":
+    main()
