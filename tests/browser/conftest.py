@@ -11,7 +11,6 @@ import os
 import re
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
@@ -54,7 +53,9 @@ def start_app() -> Iterator[Callable[[bool], str]]:
 
     def start(public: bool) -> str:
         if public not in running:
-            settings = replace(Settings.from_environment(), public=public)
+            settings = Settings.from_environment()
+            if public:
+                settings = Settings.for_public(settings.home)
             app = build_app(settings)
             mine = {"server_name": "127.0.0.1", "server_port": free_port(), "prevent_thread_lock": True, "quiet": True}
             _, url, _ = app.launch(**launch_settings(settings) | mine | {"inbrowser": False})

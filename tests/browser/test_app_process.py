@@ -23,7 +23,8 @@ TITLE = "Mix fine-tuned models. See why. Try before you save."
 
 # Python imports sitecustomize before anything else; this one writes down every address that the process asks for.
 LISTENER = """
-import json, sys
+import json, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background passes on a deaf SIGINT
 def listen(event, args):
     if event == "socket.getaddrinfo":
         host = args[0]
@@ -36,6 +37,8 @@ def listen(event, args):
         log.write(json.dumps(host) + "\\n")
 sys.addaudithook(listen)
 """
+# Set by conftest.py for the tests; taken out again here, since the app has to set its own.
+SWITCHES = {"GRADIO_ANALYTICS_ENABLED", "HF_HUB_OFFLINE"}
 THIS_MACHINE = {None, "", "0.0.0.0", "127.0.0.1", "localhost", "::", "::1"}
 
 
@@ -59,8 +62,7 @@ def running_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp
     (folder / "site").mkdir()
     (folder / "site" / "sitecustomize.py").write_text(f"LOG = {str(addresses)!r}\n{LISTENER}")
 
-    # The switches that conftest.py sets for the tests are taken out again: the app has to set its own.
-    environment = {name: value for name, value in os.environ.items() if name not in OURS}
+    environment = {name: value for name, value in os.environ.items() if name not in SWITCHES}
     port = free_port()
     environment |= {"GRADIO_SERVER_PORT": str(port), "PYTHONPATH": str(folder / "site"), "PYTHONUNBUFFERED": "1"}
     log = folder / "output.txt"
@@ -76,9 +78,6 @@ def running_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningApp
         if process.poll() is None:
             process.kill()
         process.wait()
-
-
-OURS = {"GRADIO_ANALYTICS_ENABLED", "HF_HUB_OFFLINE", "PYTHONWARNINGS", "PYTHONPATH"}
 
 
 def wait_until_it_answers(app: RunningApp, patience_s: float = 120) -> None:
