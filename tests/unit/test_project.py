@@ -90,7 +90,7 @@ def statements(node: ast.AST, run_time_only: bool) -> Iterator[ast.AST]:
 def import_cycle(root: Path, package: str) -> list[str]:
     """The modules of one import cycle in `package`, or nothing.
 
-    The fronts of packages, `__init__`, are left out: a method may import the registry it joins from its package's front.
+    The fronts of packages, `__init__`, are left out: a method may import from its front the registry that it joins.
     """
     files = {
         ".".join(file.relative_to(root).with_suffix("").parts): file
