@@ -5,7 +5,6 @@
 # A stamp in .venv carries the checksum of the files that say what to install,
 # so a second run installs nothing and a changed requirement installs again.
 
-SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
