@@ -9,11 +9,13 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read by gradio at 
 
 
 def main() -> None:
+    from components.demo_setup import prepare_in_background
     from components.launch import launch_settings
     from components.settings import Settings
     from components.shell import build_app
 
     settings = Settings.from_environment(sys.argv[1:])
+    prepare_in_background()
     build_app(settings).launch(**launch_settings(settings))
 
 

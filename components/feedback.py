@@ -1,4 +1,4 @@
-"""From an error to what a person reads: our own errors as they are, anything else as a short message and a log entry."""
+"""From an error to what a person reads: our own errors as they are, anything else as a short message and a log."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from llm_merge.errors import MergeError
 
 log = logging.getLogger(__name__)
 
-UNEXPECTED = "Something went wrong here that is not your fault; the details are in the app's log. Nothing you typed is lost."
+UNEXPECTED = (
+    "Something went wrong here that is not your fault; the details are in the app's log. Nothing you typed is lost."
+)
 
 
 def sentence(error: Exception) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 
 import gradio as gr
 
-from components.palette import css_variables
 from components.settings import Settings
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -43,7 +42,7 @@ def launch_settings(settings: Settings) -> dict[str, Any]:
     """Keyword arguments for `Blocks.launch()`."""
     return {
         "theme": theme(),
-        "css": css_variables() + "".join(path.read_text("utf-8") for path in sorted(ASSETS.glob("*.css"))),
+        "css": "".join(path.read_text("utf-8") for path in sorted(ASSETS.glob("*.css"))),
         "server_name": os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0" if settings.public else "127.0.0.1"),
         "show_error": not settings.public,
         "ssr_mode": False,

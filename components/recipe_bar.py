@@ -1,4 +1,4 @@
-"""The recipe that is always in sight: shares, temperature, rows, device, saved or not, and the next step as its only button."""
+"""The recipe, always in sight: shares, temperature, rows, device, saved or not, and the next step as its button."""
 
 from __future__ import annotations
 
@@ -34,5 +34,7 @@ def wire(bar: RecipeBar, page: Page) -> None:
         """session → tabs."""
         return page.goto(view.next_step(session).tab)
 
-    page.session.change(show, page.session, [bar.shown, bar.next_step], show_progress="hidden", api_visibility="private")
+    page.session.change(
+        show, page.session, [bar.shown, bar.next_step], show_progress="hidden", api_visibility="private"
+    )
     bar.next_step.click(go, page.session, page.tabs, show_progress="hidden", api_visibility="private")

@@ -39,9 +39,13 @@ class Settings:
         from llm_merge.demo import cache_folder
 
         env = os.environ if environment is None else environment
-        parser = argparse.ArgumentParser(prog="app.py", description="Mix fine-tuned models. See why. Try before you save.")
+        parser = argparse.ArgumentParser(
+            prog="app.py", description="Mix fine-tuned models. See why. Try before you save."
+        )
         parser.add_argument("--models-dir", type=Path, help="a folder whose subfolders are offered as models")
-        parser.add_argument("--device", default=env.get("LLM_MERGE_DEVICE", "auto"), help="auto, cpu, cuda, cuda:1, mps")
+        parser.add_argument(
+            "--device", default=env.get("LLM_MERGE_DEVICE", "auto"), help="auto, cpu, cuda, cuda:1, mps"
+        )
         options = parser.parse_args(list(arguments))
         home = Path(env["LLM_MERGE_HOME"]) if env.get("LLM_MERGE_HOME") else cache_folder()
         if env.get("SPACE_ID"):

@@ -56,5 +56,7 @@ def _remember(page: Page) -> None:
         """visitor, session → nothing shown."""
         page.sessions.put(visitor, session)
 
-    page.blocks.load(arrive, page.visitor, [page.visitor, page.session], show_progress="hidden", api_visibility="private")
+    page.blocks.load(
+        arrive, page.visitor, [page.visitor, page.session], show_progress="hidden", api_visibility="private"
+    )
     page.session.change(keep, [page.visitor, page.session], None, show_progress="hidden", api_visibility="private")

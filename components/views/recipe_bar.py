@@ -6,7 +6,7 @@ import html
 from dataclasses import dataclass
 
 from components.naming import short_name
-from components.palette import series_color
+from components.palette import model_colors
 from components.session import Session
 from components.settings import Settings
 
@@ -41,12 +41,12 @@ def bar_html(session: Session, settings: Settings) -> str:
     if not session.mixed:
         return '<div class="recipe"><p class="facts">No models chosen yet.</p></div>'
     parts = list(zip(session.mixed, session.shares, strict=True))
+    color = colors(session)
     strip = "".join(
-        f'<span style="flex-grow:{max(share, 0):.4f};background:{_color(session, model)}"></span>' for model, share in parts
+        f'<span style="flex-grow:{max(share, 0):.4f};background:{color[model]}"></span>' for model, share in parts
     )
     names = "".join(
-        f'<li><i style="background:{_color(session, model)}"></i>{html.escape(short_name(model))} '
-        f"<b>{100 * share:.0f} %</b></li>"
+        f'<li><i style="background:{color[model]}"></i>{html.escape(short_name(model))} <b>{100 * share:.0f} %</b></li>'
         for model, share in parts
     )
     facts = " · ".join(_facts(session, settings))
@@ -57,7 +57,11 @@ def bar_html(session: Session, settings: Settings) -> str:
 
 
 def _facts(session: Session, settings: Settings) -> list[str]:
-    origin = {"hand": "shares by hand", "equal": "equal shares, nothing measured", "losses": f"T = {session.temperature:g}"}
+    origin = {
+        "hand": "shares by hand",
+        "equal": "equal shares, nothing measured",
+        "losses": f"T = {session.temperature:g}",
+    }
     facts = [origin[session.origin]]
     if session.rows:
         measured = "measured" if session.table is not None else "not measured yet"
@@ -80,5 +84,6 @@ def device_name(device: str) -> str:
     return {"auto": "device chosen automatically", "cpu": "CPU", "mps": "Apple GPU"}.get(device, device.upper())
 
 
-def _color(session: Session, model: str) -> str:
-    return series_color(session.models.index(model))
+def colors(session: Session) -> dict[str, str]:
+    """Each of the session's models with its colour, the same everywhere on the page."""
+    return dict(zip(session.models, model_colors([model == session.base for model in session.models]), strict=True))

@@ -1,0 +1,140 @@
+"""Start: what one sees first. The demo's shares and temperature, finished answers side by side, and two ways on.
+
+Opens on what was recorded; "Run it live" does the whole run before the visitor's eyes and shows its own answers instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import gradio as gr
+
+from components import live_run
+from components.feedback import error_html, progress_html, sentence
+from components.jobs import JobView
+from components.page import Page
+from components.recorded import recorded_answers, recorded_scores
+from components.session import Session
+from components.settings import Settings
+from components.views import start as view
+from components.views.shares import apply_choice, widget_of
+from components.widgets.temperature import Choice, WeightTemperature
+from llm_merge.demo import demo_examples, demo_path
+from llm_merge.errors import MergeError
+
+TITLE = "Mix fine-tuned models. See why. Try before you save."
+KIND = "live demo"
+
+
+@dataclass(frozen=True)
+class StartTab:
+    shares: WeightTemperature
+    prompt: gr.Radio
+    answers: gr.HTML
+    result: gr.HTML
+    run: gr.Button
+    stop: gr.Button
+    own: gr.Button
+    progress: gr.HTML
+
+
+def build(settings: Settings) -> StartTab:
+    gr.HTML(f"<h1>{TITLE}</h1>", elem_id="start-title")
+    with gr.Row(elem_id="start-row"):
+        with gr.Column(scale=5, min_width=320):
+            shares = WeightTemperature(compact=True, elem_id="start-shares")
+        with gr.Column(scale=8, min_width=320):
+            prompt = gr.Radio(
+                view.prompt_choices(recorded_answers()), value=0, label="Ask", elem_id="start-prompt", container=False
+            )
+            answers = gr.HTML(elem_id="start-answers")
+            result = gr.HTML(elem_id="start-result")
+    with gr.Row(elem_id="start-actions"):
+        run = gr.Button("Run it live", variant="primary", elem_id="run-live")
+        stop = gr.Button("Stop", variant="stop", visible=False, elem_id="stop-live")
+        own = gr.Button("Use my own models", elem_id="own-models")
+    progress = gr.HTML(elem_id="start-progress")
+    return StartTab(shares, prompt, answers, result, run, stop, own, progress)
+
+
+def demo_session(page: Page) -> Session:
+    """What a new visitor finds: the chat demo, both tasks, and the losses recorded for them."""
+    rows = [{**row, "task": task} for task in ("verse", "dictionary") for row in demo_examples("decoder", task, "work")]
+    session = Session().with_models("decoder", demo_path("smollm2"), [demo_path("king-james"), demo_path("dictionary")])
+    session = session.with_rows(rows, "Verse + Dictionary (demo)", ("verse", "dictionary"))
+    return session.with_losses(live_run.recorded_table(session, page.measurements))
+
+
+def wire(tab: StartTab, page: Page) -> None:
+    private: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    progress_outputs = [tab.progress, tab.answers, tab.run, tab.stop]
+
+    def draw(session: Session, prompt: int, live: JobView | None) -> str:
+        return view.answers_html(session, recorded_answers(), prompt, live_run.answers_of(live))
+
+    def redraw(session: Session, visitor: str, prompt: int) -> tuple[Any, str, str]:
+        """session, visitor, prompt → shares, answers, result."""
+        scores = recorded_scores(session.model_type)
+        live = page.jobs.latest(visitor, KIND) if visitor else None
+        return widget_of(session), draw(session, prompt, live), view.result_html(scores, session)
+
+    def choose(session: Session, choice: Choice) -> Session:
+        """session, what was set in the widget → session."""
+        try:
+            return apply_choice(session, choice)
+        except MergeError as error:
+            raise gr.Error(error.message, print_exception=False) from error
+
+    def follow(visitor: str, session: Session, prompt: int, job: str) -> Iterator[tuple[Any, ...]]:
+        for live in page.jobs.follow(visitor, job):
+            running = gr.Button(visible=not live.active), gr.Button(visible=live.active)
+            yield (progress_html(live), draw(session, prompt, live), *running)
+
+    def run(session: Session, visitor: str, prompt: int) -> Iterator[tuple[Any, ...]]:
+        """session, visitor, prompt → progress, answers, run, stop."""
+        if view.demo_mix(session) is None:
+            session = demo_session(page)
+        asked = view.prompt_text(recorded_answers(), prompt)
+        try:
+            work = live_run.work(session, asked, page.settings, page.measurements)
+            job = page.jobs.start(visitor, KIND, "The live run", work)
+        except MergeError as error:
+            yield error_html(sentence(error)), gr.skip(), gr.skip(), gr.skip()
+            return
+        yield from follow(visitor, session, prompt, job)
+
+    def finished(session: Session, visitor: str) -> Session:
+        """session, visitor → session: the losses just measured take the recorded ones' place."""
+        live = page.jobs.latest(visitor, KIND)
+        if live is None or live.result is None:
+            return session
+        kept = session if view.demo_mix(session) is not None else demo_session(page)
+        return replace(kept.with_losses(live.result.table), tried=live.result.recipe_key)
+
+    def attach(session: Session, visitor: str, prompt: int) -> Iterator[tuple[Any, ...]]:
+        """session, visitor, prompt → progress, answers, run, stop: find a run again after a reload."""
+        live = page.jobs.latest(visitor, KIND) if visitor else None
+        if live is not None and live.active:
+            yield from follow(visitor, session, prompt, live.id)
+
+    def stop(visitor: str) -> None:
+        """visitor → nothing."""
+        page.jobs.stop(visitor, KIND)
+
+    def own() -> tuple[Session, Any]:
+        """→ session, tabs."""
+        return Session(), page.goto("models")
+
+    inputs = [page.session, page.visitor, tab.prompt]
+    shown = [tab.shares, tab.answers, tab.result]
+    page.session.change(redraw, inputs, shown, **private)
+    tab.prompt.input(redraw, inputs, shown, **private)
+    tab.shares.release(choose, [page.session, tab.shares], page.session, **private)
+    ran = tab.run.click(run, inputs, progress_outputs, concurrency_limit=None, **private)
+    ran.then(finished, inputs[:2], page.session, **private)
+    tab.stop.click(stop, page.visitor, None, queue=False, **private)
+    tab.own.click(own, None, [page.session, page.tabs], **private)
+    found = page.blocks.load(attach, inputs, progress_outputs, concurrency_limit=None, **private)
+    found.then(finished, inputs[:2], page.session, **private)
