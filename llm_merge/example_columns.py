@@ -25,19 +25,85 @@ MODEL_TYPES = ("decoder", "encoder", "reranker", "encoder-decoder")
 
 # The best name first: where several are there, the first is taken.
 CONVERSATION = ("messages", "conversations", "conversation", "dialog", "dialogue")
-QUESTION = ("input", "question", "prompt", "instruction", "query", "source", "user", "human", "problem", "request",
-            "text", "q")
-ANSWER = ("output", "answer", "answers", "completion", "response", "target", "assistant", "chosen", "reply",
-          "solution", "gold", "summary", "translation", "label", "a")
-QUERY = ("query", "anchor", "sentence1", "sentence_1", "question", "search", "premise", "text1", "text_1", "input",
-         "instruction", "prompt", "q")
-POSITIVE = ("pos", "positive", "positives", "sentence2", "sentence_2", "passage", "document", "context", "answer",
-            "answers", "text2", "text_2", "hypothesis", "output", "response", "completion", "a")
+QUESTION = (
+    "input",
+    "question",
+    "prompt",
+    "instruction",
+    "query",
+    "source",
+    "user",
+    "human",
+    "problem",
+    "request",
+    "text",
+    "q",
+)
+ANSWER = (
+    "output",
+    "answer",
+    "answers",
+    "completion",
+    "response",
+    "target",
+    "assistant",
+    "chosen",
+    "reply",
+    "solution",
+    "gold",
+    "summary",
+    "translation",
+    "label",
+    "a",
+)
+QUERY = (
+    "query",
+    "anchor",
+    "sentence1",
+    "sentence_1",
+    "question",
+    "search",
+    "premise",
+    "text1",
+    "text_1",
+    "input",
+    "instruction",
+    "prompt",
+    "q",
+)
+POSITIVE = (
+    "pos",
+    "positive",
+    "positives",
+    "sentence2",
+    "sentence_2",
+    "passage",
+    "document",
+    "context",
+    "answer",
+    "answers",
+    "text2",
+    "text_2",
+    "hypothesis",
+    "output",
+    "response",
+    "completion",
+    "a",
+)
 NEGATIVE = re.compile(r"(hard_)?neg(ative)?s?(_?\d+)?")
 TASK = ("task", "task_name", "dataset", "category", "subject")
 
-SPEAKERS = {"system": "system", "developer": "system", "user": "user", "human": "user", "assistant": "assistant",
-            "gpt": "assistant", "model": "assistant", "bot": "assistant", "chatgpt": "assistant"}
+SPEAKERS = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "chatgpt": "assistant",
+}
 
 
 @dataclass(frozen=True)
@@ -82,13 +148,21 @@ def guess_columns(names: Sequence[str], model_type: str) -> Columns:
     instruction = _find(rest, ("instruction",), parts=False)
     question = instruction or _find(rest, QUESTION)
     answer = _find([name for name in rest if name != question], ANSWER)
-    context = _find([name for name in rest if name not in (question, answer)],
-                    ("input", "context") if instruction else ("context",), parts=False)
+    context = _find(
+        [name for name in rest if name not in (question, answer)],
+        ("input", "context") if instruction else ("context",),
+        parts=False,
+    )
     if not answer and _find(rest, ("pos", "positive", "positives"), parts=False):
-        raise ExampleError(["These rows hold queries and passages, as for an embedding model; a chat model needs a "
-                            "question column and an answer column."])
-    return _by_name_or_place(Columns(question, answer, context=context, task=task), rest,
-                             "a question column and an answer column")
+        raise ExampleError(
+            [
+                "These rows hold queries and passages, as for an embedding model; a chat model needs a "
+                "question column and an answer column."
+            ]
+        )
+    return _by_name_or_place(
+        Columns(question, answer, context=context, task=task), rest, "a question column and an answer column"
+    )
 
 
 def _guess_passages(rest: Sequence[str], task: str) -> Columns:
@@ -97,10 +171,17 @@ def _guess_passages(rest: Sequence[str], task: str) -> Columns:
     query = _find(rest, QUERY)
     positive = _find([name for name in rest if name != query], POSITIVE)
     if not positive and _find(rest, CONVERSATION, parts=False):
-        raise ExampleError(["These rows hold conversations, as for a chat model; an embedding model needs a query "
-                            "column and a column of passages to be found."])
-    return _by_name_or_place(Columns(query, positive, negatives=negatives, task=task), rest,
-                             "a query column and a column of passages to be found")
+        raise ExampleError(
+            [
+                "These rows hold conversations, as for a chat model; an embedding model needs a query "
+                "column and a column of passages to be found."
+            ]
+        )
+    return _by_name_or_place(
+        Columns(query, positive, negatives=negatives, task=task),
+        rest,
+        "a query column and a column of passages to be found",
+    )
 
 
 def _by_name_or_place(found: Columns, rest: Sequence[str], needed: str) -> Columns:
@@ -159,8 +240,10 @@ def _pair(record: Record, columns: Columns) -> dict[str, Any]:
     turns = _turns(record, columns.question)
     if not columns.answer:
         if turns is None:
-            raise BadRow(f"“{columns.question}” is {kind_of(record.values[columns.question])}; a list of turns such as "
-                         "[{\"role\": \"user\", \"content\": …}, …] was expected.")
+            raise BadRow(
+                f"“{columns.question}” is {kind_of(record.values[columns.question])}; a list of turns such as "
+                '[{"role": "user", "content": …}, …] was expected.'
+            )
         last = max((i for i, turn in enumerate(turns) if turn["role"] == "assistant"), default=-1)
         if last < 0:
             raise BadRow(f"“{columns.question}” has no assistant turn, so there is no answer to learn from.")
@@ -259,5 +342,6 @@ def _is_empty(value: object) -> bool:
 def check_model_type(model_type: str) -> None:
     """Raises ExampleError unless the model type is one of the four."""
     if model_type not in MODEL_TYPES:
-        raise ExampleError([f"Model type “{model_type}” is not known: use {', '.join(MODEL_TYPES)}."],
-                           field="model_type")
+        raise ExampleError(
+            [f"Model type “{model_type}” is not known: use {', '.join(MODEL_TYPES)}."], field="model_type"
+        )

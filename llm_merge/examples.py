@@ -32,8 +32,20 @@ from llm_merge.read_examples import (
 )
 from llm_merge.read_json import is_task_object, kind_of
 
-__all__ = ["Columns", "ExampleSet", "Limits", "Row", "Split", "check_rows", "guess_columns", "parse_examples",
-           "read_examples", "rows_from_table", "rows_hash", "split"]
+__all__ = [
+    "Columns",
+    "ExampleSet",
+    "Limits",
+    "Row",
+    "Split",
+    "check_rows",
+    "guess_columns",
+    "parse_examples",
+    "read_examples",
+    "rows_from_table",
+    "rows_hash",
+    "split",
+]
 
 HELD_OUT = 4
 """One row in four is held out."""
@@ -62,8 +74,9 @@ class ExampleSet:
         return dict(Counter(row["task"] for row in self.rows))
 
 
-def read_examples(text: str | bytes, *, model_type: str, name: str = "", columns: Columns | None = None,
-                  limits: Limits | None = None) -> ExampleSet:
+def read_examples(
+    text: str | bytes, *, model_type: str, name: str = "", columns: Columns | None = None, limits: Limits | None = None
+) -> ExampleSet:
     """Pasted text or a file's bytes (JSON, JSON Lines, CSV, TSV) → checked rows.
 
     `columns` overrules the guess. Raises ExampleError; its `problems` name the line of each row that is wrong.
@@ -72,8 +85,9 @@ def read_examples(text: str | bytes, *, model_type: str, name: str = "", columns
     return rows_from_table(parse_examples(text, name=name, limits=limits), model_type, columns, limits)
 
 
-def rows_from_table(table: Table, model_type: str, columns: Columns | None = None,
-                    limits: Limits | None = None) -> ExampleSet:
+def rows_from_table(
+    table: Table, model_type: str, columns: Columns | None = None, limits: Limits | None = None
+) -> ExampleSet:
     """A table's records as checked rows. Raises ExampleError with the problems of reading and of rows together."""
     limits = limits or Limits()
     if not table.records:
@@ -95,14 +109,20 @@ def rows_from_table(table: Table, model_type: str, columns: Columns | None = Non
             continue
         length = _characters(row)
         if length > limits.row_characters:
-            found.append(f"{record.where}: this row has {length:,} characters; at most {limits.row_characters:,} "
-                         "are read: shorten it.")
+            found.append(
+                f"{record.where}: this row has {length:,} characters; at most {limits.row_characters:,} "
+                "are read: shorten it."
+            )
         rows.append(row)
     if found:
         raise ExampleError(first_problems(found))
     if model_type in RETRIEVAL_TYPES and len(rows) == 1 and not rows[0]["neg"]:
-        raise ExampleError(["One query without negatives has nothing to compete with: add a second row, or a passage "
-                            "that must not be found (column “neg”)."])
+        raise ExampleError(
+            [
+                "One query without negatives has nothing to compete with: add a second row, or a passage "
+                "that must not be found (column “neg”)."
+            ]
+        )
     return ExampleSet(tuple(rows), model_type, columns, table.format, _notes(table, columns, rows, model_type))
 
 
@@ -118,8 +138,9 @@ def check_rows(rows: object, model_type: str, *, limits: Limits | None = None) -
     elif isinstance(rows, Iterable) and not isinstance(rows, (str, bytes, Mapping)):
         lists = [("", list(rows))]
     else:
-        raise ExampleError([f"example_data is {kind_of(rows)}: pass a list of rows such as "
-                            "{\"input\": …, \"output\": …}."])
+        raise ExampleError(
+            [f'example_data is {kind_of(rows)}: pass a list of rows such as {{"input": …, "output": …}}.']
+        )
     records, problems = [], []
     for task, inner in lists:
         for number, row in enumerate(inner, start=1):
@@ -127,8 +148,7 @@ def check_rows(rows: object, model_type: str, *, limits: Limits | None = None) -
             if isinstance(row, Mapping):
                 records.append(Record({str(name): value for name, value in row.items()}, where, task))
             else:
-                problems.append(f"{where} is {kind_of(row)}: expected a dict such as "
-                                "{\"input\": …, \"output\": …}.")
+                problems.append(f'{where} is {kind_of(row)}: expected a dict such as {{"input": …, "output": …}}.')
     if not records and not problems:
         raise ExampleError(["There are no example rows: pass at least one."])
     names = tuple(dict.fromkeys(name for record in records for name in record.values))
@@ -140,11 +160,14 @@ def _notes(table: Table, columns: Columns, rows: Sequence[Row], model_type: str)
     notes = list(table.notes)
     if not columns.by_name:
         first, second = ("query", "passage to be found") if model_type in RETRIEVAL_TYPES else ("question", "answer")
-        notes.append(f"The names do not say which column is which: “{columns.question}” is taken as the {first}, "
-                     f"“{columns.answer}” as the {second}.")
+        notes.append(
+            f"The names do not say which column is which: “{columns.question}” is taken as the {first}, "
+            f"“{columns.answer}” as the {second}."
+        )
         if table.format in ("CSV", "TSV"):
-            notes.append("The first line is read as the columns' names; if it is an example, put a line with names "
-                         "above it.")
+            notes.append(
+                "The first line is read as the columns' names; if it is an example, put a line with names above it."
+            )
     unused = [name for name in table.names if name not in columns.used]
     if unused:
         notes.append(f"Not used: {', '.join(unused)}.")
@@ -183,16 +206,20 @@ def split(rows: Sequence[Row], seed: int = 0, from_rows: int = SPLIT_FROM) -> Sp
     """
     if len(rows) < max(from_rows, HELD_OUT):
         count = f"{len(rows)} row{'s' if len(rows) != 1 else ''}"
-        return Split(tuple(rows), tuple(rows), True,
-                     f"{count} to measure on and for the scoreboard (same rows: optimistic). "
-                     f"From {from_rows} rows up, a quarter is held out.")
+        return Split(
+            tuple(rows),
+            tuple(rows),
+            True,
+            f"{count} to measure on and for the scoreboard (same rows: optimistic). "
+            f"From {from_rows} rows up, a quarter is held out.",
+        )
 
     def place(index: int) -> tuple[str, str]:
         row = rows[index]
         return row.get("task", ""), hashlib.sha256(f"{seed}\n{_canonical(row)}".encode()).hexdigest()
 
     # Every fourth row of the tasks laid end to end: whatever the tasks' sizes, each is cut within one row of a quarter.
-    chosen = set(sorted(range(len(rows)), key=place)[HELD_OUT - 1::HELD_OUT])
+    chosen = set(sorted(range(len(rows)), key=place)[HELD_OUT - 1 :: HELD_OUT])
     work = tuple(row for i, row in enumerate(rows) if i not in chosen)
     held_out = tuple(row for i, row in enumerate(rows) if i in chosen)
     return Split(work, held_out, False, f"{len(work)} rows to measure on, {len(held_out)} held out for the scoreboard")

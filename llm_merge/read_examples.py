@@ -65,7 +65,7 @@ def parse_examples(data: str | bytes, *, name: str = "", limits: Limits | None =
     text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     if not text.strip():
         raise ExampleError([f"There are no example rows: paste {EXPECTED}, or upload a file."])
-    suffix = name[name.rfind("."):].lower() if "." in name else ""
+    suffix = name[name.rfind(".") :].lower() if "." in name else ""
     if text.lstrip()[0] in "[{" or suffix in (".json", *JSON_LINES):
         table = _json_table(text, suffix)
     else:
@@ -73,8 +73,9 @@ def parse_examples(data: str | bytes, *, name: str = "", limits: Limits | None =
     if not table.records and not table.problems:
         raise ExampleError([f"There are no example rows in this {table.format}."])
     if len(table.records) > limits.rows:
-        raise ExampleError([f"There are {len(table.records):,} rows; at most {limits.rows:,} are read here: "
-                            "leave some out."])
+        raise ExampleError(
+            [f"There are {len(table.records):,} rows; at most {limits.rows:,} are read here: leave some out."]
+        )
     return Table(table.format, table.names, table.records, table.problems, (*notes, *table.notes))
 
 
@@ -110,7 +111,7 @@ def _json_table(text: str, suffix: str) -> Table:
         if is_conversation(value):
             value = {"messages": value}
         if not isinstance(value, dict):
-            problems.append(f"{where}: expected an object such as {{\"input\": …, \"output\": …}}.")
+            problems.append(f'{where}: expected an object such as {{"input": …, "output": …}}.')
         elif name := name_given_twice(value):
             problems.append(f"{where}: “{name}” occurs twice in this row: rename or remove one.")
         else:
@@ -145,9 +146,12 @@ def _delimiter(text: str, suffix: str) -> str:
     width = {d: len(next(csv.reader([header], delimiter=d))) for d in DELIMITERS}
     best = max(width, key=lambda d: width[d])
     if width[best] == 1:
-        raise ExampleError([
-            f"Line 1: no rows found. Expected {EXPECTED}; a table's first line names its columns, for example "
-            "input,output."])
+        raise ExampleError(
+            [
+                f"Line 1: no rows found. Expected {EXPECTED}; a table's first line names its columns, for example "
+                "input,output."
+            ]
+        )
     return best
 
 
@@ -174,10 +178,12 @@ def _read_cells(text: str, delimiter: str, way: Mapping[str, Any]) -> Table:
             twice = [name for i, name in enumerate(names) if name in names[:i]]
             if twice:
                 raise ExampleError([f"Line {line}: two columns are called “{twice[0]}”: rename one."])
-        elif len(cells) < len(names) or any(cell.strip() for cell in cells[len(names):]):
+        elif len(cells) < len(names) or any(cell.strip() for cell in cells[len(names) :]):
             many = f"{len(cells)} cell{'s' if len(cells) != 1 else ''}"
-            problems.append(f"Line {line} has {many}, the header has {len(names)} columns: put a text that contains "
-                            f"a {DELIMITERS[delimiter]} between quotation marks.")
+            problems.append(
+                f"Line {line} has {many}, the header has {len(names)} columns: put a text that contains "
+                f"a {DELIMITERS[delimiter]} between quotation marks."
+            )
         else:
             records.append(Record(dict(zip(names, cells, strict=False)), f"Line {line}"))
     if names and not records and not problems:
@@ -192,15 +198,18 @@ def _cell_hint(error: csv.Error, delimiter: str) -> str:
     if "unexpected end" in words:
         return "a quotation mark is opened in this row and never closed"
     if "field limit" in words:
-        return (f"a cell has more than {csv.field_size_limit():,} characters; perhaps a quotation mark is opened here "
-                "and never closed")
-    return (f"after a closing quotation mark a {DELIMITERS[delimiter]} or a new line must follow; "
-            "write a quotation mark inside a text twice (\"\")")
+        return (
+            f"a cell has more than {csv.field_size_limit():,} characters; perhaps a quotation mark is opened here "
+            "and never closed"
+        )
+    return (
+        f"after a closing quotation mark a {DELIMITERS[delimiter]} or a new line must follow; "
+        'write a quotation mark inside a text twice ("")'
+    )
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------
 
 
 def _too_long(characters: int, limits: Limits) -> str:
-    return (f"The text has {characters:,} characters; at most {limits.characters:,} are read here: "
-            "leave out some rows.")
+    return f"The text has {characters:,} characters; at most {limits.characters:,} are read here: leave out some rows."

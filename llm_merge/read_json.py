@@ -41,9 +41,14 @@ def read_json(text: str, suffix: str = "") -> tuple[str, list[Found], list[str]]
 
 def is_conversation(value: object) -> bool:
     """Whether a value is a list of turns, each with a speaker: `role`/`content`, or ShareGPT's `from`/`value`."""
-    return isinstance(value, list) and bool(value) and all(
-        isinstance(turn, dict) and ({"role", "content"} <= turn.keys() or {"from", "value"} <= turn.keys())
-        for turn in value)
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(
+            isinstance(turn, dict) and ({"role", "content"} <= turn.keys() or {"from", "value"} <= turn.keys())
+            for turn in value
+        )
+    )
 
 
 def kind_of(value: object) -> str:
@@ -79,8 +84,9 @@ def name_given_twice(value: object) -> str:
 
 
 # Numbers stay as they were typed ("0.10"), NaN is nothing, and line breaks inside a text are let through.
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=str, parse_float=str,
-                            parse_constant=lambda _: None, strict=False)
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_object, parse_int=str, parse_float=str, parse_constant=lambda _: None, strict=False
+)
 
 
 def _decode_at(text: str, at: int) -> tuple[Any, int]:
@@ -167,9 +173,12 @@ def _read_whole(text: str) -> list[Found]:
 
 def is_task_object(value: object) -> bool:
     """Whether a value is an object of task → rows: all its values are lists, with at least one row in them."""
-    return (isinstance(value, Mapping) and bool(value)
-            and all(isinstance(rows, list) and not is_conversation(rows) for rows in value.values())
-            and any(isinstance(row, Mapping) for rows in value.values() for row in rows))
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and all(isinstance(rows, list) and not is_conversation(rows) for rows in value.values())
+        and any(isinstance(row, Mapping) for rows in value.values() for row in rows)
+    )
 
 
 def _json_values(text: str) -> Iterator[tuple[Any, int]]:
@@ -199,7 +208,7 @@ def _children(text: str, start: int) -> Iterator[tuple[str, Any, int]]:
 def _hint(error: json.JSONDecodeError) -> str:
     """What is probably wrong where the decoder stopped, in words that help."""
     text, at = error.doc, error.pos
-    rest, before = text[at:at + 10], text[:at].rstrip()[-1:]
+    rest, before = text[at : at + 10], text[:at].rstrip()[-1:]
     if error.msg.startswith("Too deep"):
         return "lists or objects are nested too deeply"
     if error.msg.startswith("Unterminated string"):
@@ -207,15 +216,15 @@ def _hint(error: json.JSONDecodeError) -> str:
     if not rest.strip():
         return "the text ends too early; a closing ], } or quotation mark is missing"
     if rest[0] == "'":
-        return "texts and names stand between double quotation marks (\"), not single ones"
+        return 'texts and names stand between double quotation marks ("), not single ones'
     if rest[0] in "“”„‘’«":
-        return "these are typographic quotation marks; use straight ones (\")"
+        return 'these are typographic quotation marks; use straight ones (")'
     if rest[0] in "]}" and before == ",":
         return f"remove the comma before {rest[0]}"
     if re.match("True|False|None", rest):
         return "write true, false or null"
     if error.msg.startswith("Expecting ','"):
-        return "a comma is missing before this, or a quotation mark inside a text needs a backslash before it (\\\")"
+        return 'a comma is missing before this, or a quotation mark inside a text needs a backslash before it (\\")'
     if error.msg.startswith("Invalid \\"):
         return "a backslash inside a text must be written twice (\\\\)"
     if error.msg.startswith("Expecting property"):

@@ -57,15 +57,15 @@ PASTED = {
     "unknown names": "frage,antwort\n2 + 2?,4\n3 + 3?,6",
     "alpaca": '[{"instruction": "2 + 2?", "input": "", "output": "4"}, {"instruction": "3 + 3?", "output": "6"}]',
     "messages": '{"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]}\n'
-                '{"messages": [{"role": "user", "content": "3 + 3?"}, {"role": "assistant", "content": "6"}, '
-                '{"role": "user", "content": "Thanks"}]}',
+    '{"messages": [{"role": "user", "content": "3 + 3?"}, {"role": "assistant", "content": "6"}, '
+    '{"role": "user", "content": "Thanks"}]}',
     "sharegpt": '[{"conversations": [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}]}, '
-                '{"conversations": [{"from": "human", "value": "3 + 3?"}, {"from": "gpt", "value": "6"}]}]',
+    '{"conversations": [{"from": "human", "value": "3 + 3?"}, {"from": "gpt", "value": "6"}]}]',
     "bare lists of turns": '[[{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}], '
-                           '[{"role": "user", "content": "3 + 3?"}, {"role": "assistant", "content": "6"}]]',
+    '[{"role": "user", "content": "3 + 3?"}, {"role": "assistant", "content": "6"}]]',
     "prompt and completion as turns": '[{"prompt": [{"role": "user", "content": "2 + 2?"}], "completion": '
-                                      '[{"role": "assistant", "content": "4"}]}, '
-                                      '{"prompt": "3 + 3?", "completion": "6"}]',
+    '[{"role": "assistant", "content": "4"}]}, '
+    '{"prompt": "3 + 3?", "completion": "6"}]',
 }
 
 
@@ -101,9 +101,13 @@ def test_windows_1252_is_read_and_said() -> None:
 
 
 def test_earlier_turns_are_kept_as_history() -> None:
-    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"},
-             {"role": "assistant", "content": "Hello"}, {"role": "user", "content": [{"type": "text", "text": "Bye"}]},
-             {"role": "assistant", "content": "Goodbye"}]
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello"},
+        {"role": "user", "content": [{"type": "text", "text": "Bye"}]},
+        {"role": "assistant", "content": "Goodbye"},
+    ]
     history = [*turns[:3], {"role": "user", "content": "Bye"}]
     assert read(json.dumps(turns)) == [{"input": "Bye", "output": "Goodbye", "messages": history, "task": ""}]
     cell = io.StringIO()
@@ -157,8 +161,10 @@ def test_any_json_reads_back(rows: list[tuple[str, str]], indent: int | None) ->
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.one_of(st.text(max_size=60), st.binary(max_size=60),
-                 st.text(alphabet='[]{}",:;\t\n\\ab1', max_size=40)), st.sampled_from(["decoder", "encoder"]))
+@given(
+    st.one_of(st.text(max_size=60), st.binary(max_size=60), st.text(alphabet='[]{}",:;\t\n\\ab1', max_size=40)),
+    st.sampled_from(["decoder", "encoder"]),
+)
 def test_whatever_is_pasted_gives_rows_or_sentences(text: str | bytes, model_type: str) -> None:
     try:
         found = read_examples(text, model_type=model_type)
@@ -174,18 +180,23 @@ def test_whatever_is_pasted_gives_rows_or_sentences(text: str | bytes, model_typ
 # ---- columns ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("names", "expected"), [
-    (["input", "output"], Columns("input", "output")),
-    (["id", "Question", "Answer", "score"], Columns("Question", "Answer")),
-    (["prompt", "response"], Columns("prompt", "response")),
-    (["prompt", "chosen", "rejected"], Columns("prompt", "chosen")),
-    (["instruction", "context", "response", "category"],
-     Columns("instruction", "response", context="context", task="category")),
-    (["context", "question", "answer"], Columns("question", "answer", context="context")),
-    (["prompt", "messages"], Columns("messages")),
-    (["user question", "model answer"], Columns("user question", "model answer")),
-    (["frage", "antwort"], Columns("frage", "antwort", by_name=False)),
-])
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["input", "output"], Columns("input", "output")),
+        (["id", "Question", "Answer", "score"], Columns("Question", "Answer")),
+        (["prompt", "response"], Columns("prompt", "response")),
+        (["prompt", "chosen", "rejected"], Columns("prompt", "chosen")),
+        (
+            ["instruction", "context", "response", "category"],
+            Columns("instruction", "response", context="context", task="category"),
+        ),
+        (["context", "question", "answer"], Columns("question", "answer", context="context")),
+        (["prompt", "messages"], Columns("messages")),
+        (["user question", "model answer"], Columns("user question", "model answer")),
+        (["frage", "antwort"], Columns("frage", "antwort", by_name=False)),
+    ],
+)
 def test_columns_are_guessed_by_their_names(names: list[str], expected: Columns) -> None:
     found = guess_columns(names, "decoder")
     assert found == expected
@@ -196,9 +207,11 @@ def test_the_guess_can_be_changed() -> None:
     text = "id,input,output,better\n1,q,a,b"
     assert read(text, columns=Columns("input", "better"))[0]["output"] == "b"
     assert problems(text, columns=Columns("input", "best")) == [
-        "There is no column “best”; there are id, input, output, better."]
+        "There is no column “best”; there are id, input, output, better."
+    ]
     assert problems(text, columns=Columns("input", "input")) == [
-        "“input” cannot be both question and answer: choose two columns."]
+        "“input” cannot be both question and answer: choose two columns."
+    ]
 
 
 def test_notes_say_what_was_guessed_left_out_and_repeated() -> None:
@@ -208,7 +221,8 @@ def test_notes_say_what_was_guessed_left_out_and_repeated() -> None:
         "The names do not say which column is which: “frage” is taken as the question, “antwort” as the answer.",
         "The first line is read as the columns' names; if it is an example, put a line with names above it.",
         "Not used: id.",
-        "1 row repeats an earlier one.")
+        "1 row repeats an earlier one.",
+    )
 
 
 # ---- mistakes --------------------------------------------------------------------------------------------------------
@@ -219,61 +233,55 @@ MISTAKES = {
     " \n ": "There are no example rows: paste JSON, JSON Lines, CSV or TSV, or upload a file.",
     "[]": "There are no example rows in this JSON.",
     "hello": "Line 1: no rows found. Expected JSON, JSON Lines, CSV or TSV; a table's first line names its columns, "
-             "for example input,output.",
+    "for example input,output.",
     "input,output": "There is a header (input, output) but no rows: add a line for each example.",
     "input,input,output\na,b,c": "Line 1: two columns are called “input”: rename one.",
     "input,output\na": "Line 2 has 1 cell, the header has 2 columns: put a text that contains a comma between "
-                       "quotation marks.",
+    "quotation marks.",
     "input;output\na;b\nc;d;e": "Line 3 has 3 cells, the header has 2 columns: put a text that contains a semicolon "
-                                "between quotation marks.",
+    "between quotation marks.",
     'input,output\n"two\nlines",b\na,"b\nc,d': "Line 4: a quotation mark is opened in this row and never closed.",
     'input,output\n"a" b,c': "Line 2: after a closing quotation mark a comma or a new line must follow; write a "
-                             'quotation mark inside a text twice ("").',
+    'quotation mark inside a text twice ("").',
     'input,output\n"two\nlines",b\nc,': "Line 4: the answer (column “output”) is empty.",
     "input,output\n ,b": "Line 2: the question (column “input”) is empty.",
     '{"input": "a", "output": "b"}\n{"input": "c", "output": ""}': "Line 2: the answer (column “output”) is empty.",
     '[{"input": "a", "output": NaN}]': "Row 1: the answer (column “output”) is empty.",
     '[{"input": "a", "output": "b"},\n {}]': "Row 2 (line 2): this row is empty.",
     "{}": "Row 1: this row is empty.",
-    '{"mnli": [\n{"input": "a", "output": "b"},\n{"input": "a"}]}':
-        "Row 2 of “mnli” (line 3): there is no “output” in this row (it has input).",
+    '{"mnli": [\n{"input": "a", "output": "b"},\n{"input": "a"}]}': "Row 2 of “mnli” (line 3): there is no “output” in this row (it has input).",
     '[{"input": "a", "output": ["b"]}]': "Row 1: “output” is a list; text was expected.",
     '[{"input": {"x": 1}, "output": "b"}]': "Row 1: “input” is an object; text was expected.",
-    '[{"input": "a", "output": "\\ud800"}]':
-        "Row 1: “output” holds half a character (a lone surrogate, \\ud800 to \\udfff): type it again.",
+    '[{"input": "a", "output": "\\ud800"}]': "Row 1: “output” holds half a character (a lone surrogate, \\ud800 to \\udfff): type it again.",
     '[{"input": "a", "input": "b", "output": "c"}]': "Row 1: “input” occurs twice in this row: rename or remove one.",
-    '{"a": [{"input": "x", "output": "y"}], "a": [{"input": "x", "output": "y"}]}':
-        "The task “a” occurs twice: put its rows into one list.",
+    '{"a": [{"input": "x", "output": "y"}], "a": [{"input": "x", "output": "y"}]}': "The task “a” occurs twice: put its rows into one list.",
     "[1, 2]": 'Row 1: expected an object such as {"input": …, "output": …}.',
     '[{"text": "a"}]': "Two columns are needed, a question column and an answer column; found: “text”.",
     '[{"messages": "hello"}]': "Row 1: “messages” is text; a list of turns such as "
-                               '[{"role": "user", "content": …}, …] was expected.',
-    '[{"messages": [{"role": "user", "content": "a"}]}]':
-        "Row 1: “messages” has no assistant turn, so there is no answer to learn from.",
-    '[{"messages": [{"role": "assistant", "content": "a"}]}]':
-        "Row 1: the turn before the answer is not the user's; each answer must follow a question.",
-    '[{"messages": [{"role": "teacher", "content": "a"}]}]':
-        "Row 1: turn 1 of “messages” is by “teacher”; system, user or assistant was expected.",
+    '[{"role": "user", "content": …}, …] was expected.',
+    '[{"messages": [{"role": "user", "content": "a"}]}]': "Row 1: “messages” has no assistant turn, so there is no answer to learn from.",
+    '[{"messages": [{"role": "assistant", "content": "a"}]}]': "Row 1: the turn before the answer is not the user's; each answer must follow a question.",
+    '[{"messages": [{"role": "teacher", "content": "a"}]}]': "Row 1: turn 1 of “messages” is by “teacher”; system, user or assistant was expected.",
     '[{"query": "a", "pos": ["b"]}]': "These rows hold queries and passages, as for an embedding model; a chat model "
-                                      "needs a question column and an answer column.",
+    "needs a question column and an answer column.",
     '[{"input": "a", "output": "b"},]': f"Line 1, column 32: {NO_JSON}remove the comma before ].",
     "[{'input': 'a'}]": f'Line 1, column 3: {NO_JSON}texts and names stand between double quotation marks ("), not '
-                        "single ones.",
+    "single ones.",
     "[{“input”: 1}]": f'Line 1, column 3: {NO_JSON}these are typographic quotation marks; use straight ones (").',
     '[{"input": "a"\n"output": "b"}]': f"Line 2, column 1: {NO_JSON}a comma is missing before this, or a quotation "
-                                       'mark inside a text needs a backslash before it (\\").',
+    'mark inside a text needs a backslash before it (\\").',
     '[{"input": "a", "output": None}]': f"Line 1, column 27: {NO_JSON}write true, false or null.",
     '[{"input": "a", "output": "b"}': f"Line 1, column 31: {NO_JSON}the text ends too early; a closing ], }} or "
-                                      "quotation mark is missing.",
-    '[{"input": "a, "output": 1': f'Line 1, column 17: {NO_JSON}a comma is missing before this, or a quotation mark '
-                                  'inside a text needs a backslash before it (\\").',
+    "quotation mark is missing.",
+    '[{"input": "a, "output": 1': f"Line 1, column 17: {NO_JSON}a comma is missing before this, or a quotation mark "
+    'inside a text needs a backslash before it (\\").',
     '[{"input": "a': f"Line 1, column 12: {NO_JSON}a quotation mark is opened here and never closed.",
     '[{"input": "C:\\dir"}]': f"Line 1, column 15: {NO_JSON}a backslash inside a text must be written twice (\\\\).",
     "[{input: 1}]": f"Line 1, column 3: {NO_JSON}a column name between double quotation marks was expected.",
     '[{"input": "a", "output": "b"}]\n[1]': f"Line 2, column 1: {NO_JSON}something follows after the end of the rows; "
-                                            "put all rows into one list [ … ].",
+    "put all rows into one list [ … ].",
     '[{"input": =}]': f"Line 1, column 12: {NO_JSON}a text between double quotation marks, a number, a list or an "
-                      "object was expected.",
+    "object was expected.",
     "[" * 100_000: f"Line 1, column 1: {NO_JSON}lists or objects are nested too deeply.",
 }
 
@@ -283,18 +291,29 @@ def test_each_mistake_gets_one_sentence(text: str, sentence: str) -> None:
     assert problems(text)[0] == sentence
 
 
-@pytest.mark.parametrize(("text", "sentence"), [
-    ("query,pos\na,", "Line 2: the passage to be found (column “pos”) is empty."),
-    ("query,pos\n,a", "Line 2: the query (column “query”) is empty."),
-    ('{"query": "a", "pos": []}', "Row 1: the passage to be found (column “pos”) is empty."),
-    ('{"query": "a", "pos": [{"text": "b"}]}', "Row 1: “pos” is an object; text was expected."),
-    ('{"query": "a", "pos": ["b"]}', "One query without negatives has nothing to compete with: add a second row, or a "
-                                     "passage that must not be found (column “neg”)."),
-    ('{"messages": []}', "These rows hold conversations, as for a chat model; an embedding model needs a query column "
-                         "and a column of passages to be found."),
-    ('{"query": "a", "neg": "b"}', "Two columns are needed, a query column and a column of passages to be found; "
-                                   "found: “query”."),
-])
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("query,pos\na,", "Line 2: the passage to be found (column “pos”) is empty."),
+        ("query,pos\n,a", "Line 2: the query (column “query”) is empty."),
+        ('{"query": "a", "pos": []}', "Row 1: the passage to be found (column “pos”) is empty."),
+        ('{"query": "a", "pos": [{"text": "b"}]}', "Row 1: “pos” is an object; text was expected."),
+        (
+            '{"query": "a", "pos": ["b"]}',
+            "One query without negatives has nothing to compete with: add a second row, or a "
+            "passage that must not be found (column “neg”).",
+        ),
+        (
+            '{"messages": []}',
+            "These rows hold conversations, as for a chat model; an embedding model needs a query column "
+            "and a column of passages to be found.",
+        ),
+        (
+            '{"query": "a", "neg": "b"}',
+            "Two columns are needed, a query column and a column of passages to be found; found: “query”.",
+        ),
+    ],
+)
 def test_mistakes_in_passages(text: str, sentence: str) -> None:
     assert problems(text, "encoder") == [sentence]
 
@@ -318,17 +337,19 @@ def test_twenty_problems_are_shown_and_the_rest_counted() -> None:
 
 def test_too_much_is_said_with_both_numbers() -> None:
     rows = "input,output\n" + "a,b\n" * 4
-    assert problems(rows, limits=Limits(rows=3)) == [
-        "There are 4 rows; at most 3 are read here: leave some out."]
+    assert problems(rows, limits=Limits(rows=3)) == ["There are 4 rows; at most 3 are read here: leave some out."]
     assert problems(rows, limits=Limits(characters=10)) == [
-        "The text has 29 characters; at most 10 are read here: leave out some rows."]
+        "The text has 29 characters; at most 10 are read here: leave out some rows."
+    ]
     assert problems("input,output\nabcde,b\na,b", limits=Limits(row_characters=5)) == [
-        "Line 2: this row has 6 characters; at most 5 are read: shorten it."]
+        "Line 2: this row has 6 characters; at most 5 are read: shorten it."
+    ]
 
 
 def test_files_that_hold_no_text() -> None:
     assert problems(b"PK\x03\x04...", name="rows.xlsx") == [
-        "This is a zip or spreadsheet file: save the sheet as CSV and upload that."]
+        "This is a zip or spreadsheet file: save the sheet as CSV and upload that."
+    ]
     assert problems(b"\x7fELF\x00\x01") == ["This is not a text file: upload JSON, JSON Lines, CSV or TSV."]
 
 
@@ -345,17 +366,24 @@ def test_a_broken_row_still_leaves_a_table_whose_columns_can_be_chosen() -> None
 def test_rows_from_python_are_checked_like_a_file() -> None:
     assert check_rows(({"input": q["input"], "output": q["output"]} for q in PAIR), "decoder") == tuple(PAIR)
     assert check_rows([{"query": "q", "pos": "p", "neg": ("n",)}], "encoder") == (
-        {"query": "q", "pos": ["p"], "neg": ["n"], "task": ""},)
+        {"query": "q", "pos": ["p"], "neg": ["n"], "task": ""},
+    )
 
 
-@pytest.mark.parametrize(("rows", "sentence"), [
-    ([], "There are no example rows: pass at least one."),
-    ("rows.json", 'example_data is text: pass a list of rows such as {"input": …, "output": …}.'),
-    (None, 'example_data is nothing: pass a list of rows such as {"input": …, "output": …}.'),
-    ([{"input": "a", "output": "b"}, 5], 'Row 2 is a number: expected a dict such as {"input": …, "output": …}.'),
-    ([{"input": "a", "output": "b"}, {"input": "a", "output": " "}], "Row 2: the answer (column “output”) is empty."),
-    ([{"input": "a", "output": float("nan")}], "Row 1: the answer (column “output”) is empty."),
-])
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        ([], "There are no example rows: pass at least one."),
+        ("rows.json", 'example_data is text: pass a list of rows such as {"input": …, "output": …}.'),
+        (None, 'example_data is nothing: pass a list of rows such as {"input": …, "output": …}.'),
+        ([{"input": "a", "output": "b"}, 5], 'Row 2 is a number: expected a dict such as {"input": …, "output": …}.'),
+        (
+            [{"input": "a", "output": "b"}, {"input": "a", "output": " "}],
+            "Row 2: the answer (column “output”) is empty.",
+        ),
+        ([{"input": "a", "output": float("nan")}], "Row 1: the answer (column “output”) is empty."),
+    ],
+)
 def test_rows_from_python_that_cannot_be_used(rows: object, sentence: str) -> None:
     with pytest.raises(ExampleError) as caught:
         check_rows(rows, "decoder")
@@ -369,8 +397,9 @@ def test_an_unknown_model_type_lists_the_known_ones() -> None:
 
 # ---- sets of rows ----------------------------------------------------------------------------------------------------
 
-row = st.builds(lambda text, task: {"input": text, "output": "x", "task": task},
-                st.text(max_size=6), st.sampled_from("abc"))
+row = st.builds(
+    lambda text, task: {"input": text, "output": "x", "task": task}, st.text(max_size=6), st.sampled_from("abc")
+)
 
 
 @settings(max_examples=100, deadline=None)
@@ -398,8 +427,9 @@ def test_few_rows_serve_both_ends_and_that_is_said() -> None:
     parts = split(rows)
     assert parts.work == parts.held_out == tuple(rows)
     assert parts.same_rows
-    assert parts.note == ("19 rows to measure on and for the scoreboard (same rows: optimistic). "
-                          "From 20 rows up, a quarter is held out.")
+    assert parts.note == (
+        "19 rows to measure on and for the scoreboard (same rows: optimistic). From 20 rows up, a quarter is held out."
+    )
 
 
 def test_the_hash_is_of_the_content_and_the_order() -> None:
