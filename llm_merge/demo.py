@@ -45,28 +45,79 @@ class DemoModel:
     """One plain sentence for a visitor."""
 
 
-def _specialist(key: str, title: str, model_type: Literal["decoder", "encoder"], base: str, task: str,
-                about: str) -> DemoModel:
+def _specialist(
+    key: str, title: str, model_type: Literal["decoder", "encoder"], base: str, task: str, about: str
+) -> DemoModel:
     return DemoModel(key, title, model_type, str(ADAPTERS / key), base, task, about)
 
 
 DEMO_MODELS: tuple[DemoModel, ...] = (
-    DemoModel("smollm2", "SmolLM2 135M Instruct", "decoder", "HuggingFaceTB/SmolLM2-135M-Instruct", None, "general",
-              "A small general chat model, and the base of the three specialists."),
-    _specialist("king-james", "King James", "decoder", "smollm2", "verse",
-                "Rewrites a modern Bible verse in the English of the King James Version."),
-    _specialist("dictionary", "Dictionary", "decoder", "smollm2", "dictionary",
-                "Answers “Define the word: …” with a short dictionary definition."),
-    _specialist("king-james-overtrained", "King James, overtrained", "decoder", "smollm2", "verse",
-                "Trained on verses alone for too long: it knows the style and has forgotten much of the rest."),
-    DemoModel("minilm", "all-MiniLM-L6-v2", "encoder", "sentence-transformers/all-MiniLM-L6-v2", None, "general",
-              "A small general search model for English, and the base of the three specialists."),
-    _specialist("spanish-search", "Spanish search", "encoder", "minilm", "verse",
-                "Finds the English verse that a Spanish verse says."),
-    _specialist("reverse-dictionary", "Reverse dictionary", "encoder", "minilm", "dictionary",
-                "Finds the word that a definition describes."),
-    _specialist("spanish-search-overtrained", "Spanish search, overtrained", "encoder", "minilm", "verse",
-                "Trained on Spanish verses alone for too long: worse than the base at everyday English search."),
+    DemoModel(
+        "smollm2",
+        "SmolLM2 135M Instruct",
+        "decoder",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        None,
+        "general",
+        "A small general chat model, and the base of the three specialists.",
+    ),
+    _specialist(
+        "king-james",
+        "King James",
+        "decoder",
+        "smollm2",
+        "verse",
+        "Rewrites a modern Bible verse in the English of the King James Version.",
+    ),
+    _specialist(
+        "dictionary",
+        "Dictionary",
+        "decoder",
+        "smollm2",
+        "dictionary",
+        "Answers “Define the word: …” with a short dictionary definition.",
+    ),
+    _specialist(
+        "king-james-overtrained",
+        "King James, overtrained",
+        "decoder",
+        "smollm2",
+        "verse",
+        "Trained on verses alone for too long: it knows the style and has forgotten much of the rest.",
+    ),
+    DemoModel(
+        "minilm",
+        "all-MiniLM-L6-v2",
+        "encoder",
+        "sentence-transformers/all-MiniLM-L6-v2",
+        None,
+        "general",
+        "A small general search model for English, and the base of the three specialists.",
+    ),
+    _specialist(
+        "spanish-search",
+        "Spanish search",
+        "encoder",
+        "minilm",
+        "verse",
+        "Finds the English verse that a Spanish verse says.",
+    ),
+    _specialist(
+        "reverse-dictionary",
+        "Reverse dictionary",
+        "encoder",
+        "minilm",
+        "dictionary",
+        "Finds the word that a definition describes.",
+    ),
+    _specialist(
+        "spanish-search-overtrained",
+        "Spanish search, overtrained",
+        "encoder",
+        "minilm",
+        "verse",
+        "Trained on Spanish verses alone for too long: worse than the base at everyday English search.",
+    ),
 )
 
 

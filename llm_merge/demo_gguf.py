@@ -149,8 +149,10 @@ def _tokenizer(fields: dict[str, Any]) -> dict[str, Any]:
 
 def _tokenizer_config(fields: dict[str, Any]) -> dict[str, Any]:
     tokens = fields["tokenizer.ggml.tokens"]
-    special = {f"{role}_token": tokens[fields[f"tokenizer.ggml.{gguf_role}_token_id"]]
-               for role, gguf_role in {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}.items()}
+    special = {
+        f"{role}_token": tokens[fields[f"tokenizer.ggml.{gguf_role}_token_id"]]
+        for role, gguf_role in {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}.items()
+    }
     return {
         **special,
         "add_prefix_space": False,
