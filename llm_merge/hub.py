@@ -89,7 +89,7 @@ def is_complete(folder: Path) -> bool:
 
 
 def _from_hub(text: str, name: str, revision: str | None, local_only: bool) -> Path:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
 
     # The same arguments for both calls, so that both mean the same snapshot.
     wanted: dict[str, Any] = {
@@ -107,6 +107,8 @@ def _from_hub(text: str, name: str, revision: str | None, local_only: bool) -> P
     if local_only:
         raise CheckpointError(f"There is no folder “{text}”, and the hub cache holds no complete model of that name.")
     try:
+        if constants.HF_HUB_OFFLINE and found is not None:  # the hub's library would hand out the part again
+            raise ConnectionError("offline")
         return Path(snapshot_download(name, **wanted))
     except Exception as error:
         raise CheckpointError(_hub_sentence(text, name, error, found)) from error

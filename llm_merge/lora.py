@@ -240,7 +240,7 @@ def _no_weights(folder: Path) -> str:
 def _saved(adapter: Adapter, name: str) -> bool:
     """Whether the tensor belongs to a module that the adapter keeps whole (modules_to_save)."""
     modules = adapter.config.get("modules_to_save") or []
-    return any(re.search(rf"(^|\.){re.escape(module)}\.", name) for module in modules)
+    return any(f"{module}." in name for module in modules)  # PEFT compares ends: "norm" means "input_layernorm" too
 
 
 def _unwrapped(name: str) -> str:

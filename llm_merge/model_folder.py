@@ -18,19 +18,8 @@ from llm_merge.tensor_file import TensorInfo, read_header
 ModelType = Literal["decoder", "encoder", "reranker", "encoder-decoder"]
 
 INDEX = "model.safetensors.index.json"
-_ENCODER_DECODERS = (
-    "bart",
-    "blenderbot",
-    "led",
-    "longt5",
-    "m2m_100",
-    "marian",
-    "mbart",
-    "mt5",
-    "pegasus",
-    "t5",
-    "umt5",
-)
+_ENCODER_DECODERS = ("bart", "blenderbot", "led", "longt5", "m2m_100", "marian", "mbart", "mt5", "pegasus", "t5",
+                     "umt5")  # fmt: skip
 _ENCODERS = ("albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "mobilebert",
              "modernbert", "mpnet", "nomic_bert", "roberta", "xlm-roberta", "xlm-roberta-xl", "new")  # fmt: skip
 _LOADERS = {"decoder": "AutoModelForCausalLM", "encoder": "AutoModel", "encoder-decoder": "AutoModelForSeq2SeqLM",
