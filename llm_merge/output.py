@@ -77,7 +77,7 @@ class FolderSink:
             self._close_weights()
             if len(self._plan.shards) > 1:
                 _write_json(self._aside / INDEX_FILE, _index(self._plan))
-            _write_json(self._aside / "config.json", _config(self._plan))
+            _write_json(self._aside / "config.json", output_config(self._plan))
             family = get_family(self._model_type or self._plan.base.model_type_guess)
             _write_extra_files(family.extra_files(self._plan.base), self._aside)
             if family.name == "encoder":
@@ -205,7 +205,7 @@ def _index(plan: Plan) -> dict[str, Any]:
     return {"metadata": {"total_size": plan.output_bytes}, "weight_map": dict(sorted(weight_map.items()))}
 
 
-def _config(plan: Plan) -> dict[str, Any]:
+def output_config(plan: Plan) -> dict[str, Any]:
     """The base's config with the type and head of the result; the card says whose it was, not `_name_or_path`."""
     config = {key: value for key, value in plan.base.config.items() if key != "_name_or_path"}
     for key in [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]:
