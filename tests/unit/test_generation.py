@@ -149,7 +149,7 @@ def test_every_end_token_ends_the_answer(bench: Workbench, monkeypatch: pytest.M
         "max_new_tokens": 24,
         "attention_mask": torch.ones_like(ids),
     }
-    answer = bench.model.generate(ids, **options)[0, ids.shape[1] :].tolist()
+    answer = bench.model.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, ids.shape[1] :].tolist()
     assert len(set(answer)) > 10
     monkeypatch.setattr(bench.model.generation_config, "eos_token_id", [9999, answer[10]])
     cut = whole(generate(bench, "Hi", settings))
