@@ -239,8 +239,8 @@ def passages() -> tuple[tuple[str, str], ...]:
                 continue  # grammar, tables and examples
             sentences = re.split(r"(?<=[.!?])\s+(?=[A-Z])", re.sub(r"[*`]|\(see [^)]*\)", "", " ".join(block.split())))
             first, rest = sentences[0], " ".join(sentences[1:])
-            if 50 <= len(first) <= 220 and 50 <= len(rest) <= 260 and first not in seen:
-                seen.add(first)
+            if 50 <= len(first) <= 220 and 50 <= len(rest) <= 260 and not seen & {first, rest}:
+                seen |= {first, rest}
                 found.append((first, rest))
     return tuple(found)
 
@@ -320,7 +320,10 @@ def example_sets() -> Iterator[tuple[str, list[Row]]]:
         }.items():
             size = WORK if part == "work" else HELDOUT[kind]
             for task, rows in tasks.items():
-                yield f"{kind}/{task}.{part}.jsonl", sample(rows(part), size, f"{kind}/{task}.{part}")
+                chosen = sample(rows(part), size, f"{kind}/{task}.{part}")
+                if kind == "encoder":  # negatives from the same set: each query competes with its passages alone
+                    chosen = with_negatives([(row["query"], row["pos"][0]) for row in chosen])
+                yield f"{kind}/{task}.{part}.jsonl", chosen
         mixed = [
             row
             for kind, rows in decoder_general(part).items()

@@ -61,14 +61,14 @@ class Training:
 
 
 TRAININGS = (
-    Training("king-james", steps=140, batch_size=8, learning_rate=1e-3, replay=0.2),
-    Training("dictionary", steps=160, batch_size=12, learning_rate=1e-3, replay=0.2),
-    Training("king-james-overtrained", steps=110, batch_size=8, learning_rate=5e-3, replay=0.0, rows=400),
-    Training("spanish-search", steps=300, batch_size=32, learning_rate=2e-3, replay=0.15, rank=12, alpha=24),
-    Training("reverse-dictionary", steps=300, batch_size=32, learning_rate=5e-4, replay=0.15, rank=12, alpha=24),
+    Training("king-james", steps=100, batch_size=8, learning_rate=1.5e-3, replay=0.2),
+    Training("dictionary", steps=110, batch_size=12, learning_rate=1.5e-3, replay=0.2),
+    Training("king-james-overtrained", steps=80, batch_size=8, learning_rate=6e-3, replay=0.0, rows=320),
+    Training("spanish-search", steps=240, batch_size=32, learning_rate=2e-3, replay=0.15, rank=12, alpha=24),
+    Training("reverse-dictionary", steps=240, batch_size=32, learning_rate=7e-4, replay=0.15, rank=12, alpha=24),
     Training(
         "spanish-search-overtrained",
-        steps=250,
+        steps=160,
         batch_size=32,
         learning_rate=6e-3,
         replay=0.0,
@@ -185,7 +185,7 @@ def encoder_parts(training: Training, rows: list[demo_data.Row]) -> tuple[Any, l
 
     def embed(texts: list[str]) -> torch.Tensor:
         """[texts, width], of length one: the mean over a text's tokens, as the model's own pooling has it."""
-        encoded = tokenizer(texts, padding=True, truncation=True, max_length=96, return_tensors="pt")
+        encoded = tokenizer(texts, padding=True, truncation=True, max_length=64, return_tensors="pt")
         hidden = model(**encoded).last_hidden_state
         mask = encoded["attention_mask"].unsqueeze(-1)
         return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
