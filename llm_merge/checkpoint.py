@@ -56,6 +56,7 @@ class Checkpoint:
     tensors         name → what is stored; an adapter changes values, never names or shapes
     base_identity   which published model the base is, as far as one can tell: a hub id, else the folder's name
     adapter         the adapter of `base+adapter`, fitted on this base, or None
+    base_reference  what opens the base alone
     """
 
     reference: str
@@ -64,6 +65,7 @@ class Checkpoint:
     tensors: Mapping[str, TensorInfo]
     base_identity: str
     adapter: Adapter | None = None
+    base_reference: str = ""
 
     def read(self, name: str) -> torch.Tensor:
         """The tensor as stored; one that the adapter changes comes in float32, changed. Safe from any thread.
@@ -277,7 +279,7 @@ def _own_base(adapter: Adapter, base: str | None, local_only: bool) -> tuple[Pat
             own = demo.demo_path(model.key)
     beside = adapter.folder / own
     if not Path(own).is_absolute() and not Path(own).is_dir() and own.startswith(".") and beside.is_dir():
-        return beside.resolve(), own
+        return beside.resolve(), str(beside.resolve())
     try:
         return _folder(own, local_only), own
     except CheckpointError as error:
@@ -297,7 +299,9 @@ def _folder(text: str, local_only: bool) -> Path:
 
 def _open_model(reference: str, folder: Path, text: str) -> Checkpoint:
     config = read_config(folder, text)
-    return Checkpoint(reference, folder, config, find_tensors(folder, text, config), _identity(text, folder, config))
+    return Checkpoint(
+        reference, folder, config, find_tensors(folder, text, config), _identity(text, folder, config), None, text
+    )
 
 
 def _identity(text: str, folder: Path, config: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ used without asking the network; name a revision to have exactly that one. This 
 from __future__ import annotations
 
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,14 @@ NOT_DOWNLOADED = ("original/*", "onnx/*", "openvino/*", "checkpoint-*/*", "conso
 
 _HUB_ID = re.compile(r"(?P<name>(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 _CACHED = re.compile(r"models--(?P<name>[\w.-]+)$")
+
+
+def is_downloaded(file: str) -> bool:
+    """Whether opening a hub model downloads this file of its repository."""
+    wanted, unwanted = (
+        any(fnmatch(file, pattern) for pattern in patterns) for patterns in (DOWNLOADED, NOT_DOWNLOADED)
+    )
+    return wanted and not unwanted
 
 
 def split_reference(reference: str) -> tuple[str, str | None]:
@@ -88,6 +97,26 @@ def is_complete(folder: Path) -> bool:
         return False
 
 
+def hub_sentence(text: str, name: str, error: Exception, found: Path | None) -> str:
+    """Why the hub could not give `text`, and what to do; `found` is the part of it that the cache holds."""
+    from huggingface_hub import errors
+
+    start = f"There is no folder “{text}”, and"
+    if isinstance(error, errors.GatedRepoError):
+        return (f"“{name}” asks you to accept its conditions first: do so on huggingface.co/{name}, then log in here "
+                "with `hf auth login`.")  # fmt: skip
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"“{name}” has no revision “{text.partition('@')[2]}” on the Hugging Face hub."
+    if isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
+        return (f"{start} the Hugging Face hub has no public model of that name; if it is private, log in with "
+                "`hf auth login`.")  # fmt: skip
+    if isinstance(error, OSError) and error.errno == 28:  # ENOSPC
+        return f"“{name}” could not be downloaded: the disk is full. Free some space and try again."
+    cached = "holds only part of it" if found else "does not hold a model of that name"
+    return (f"{start} the Hugging Face hub could not be reached (the hub cache {cached}). "
+            "Check the name, or the connection.")  # fmt: skip
+
+
 def _from_hub(text: str, name: str, revision: str | None, local_only: bool) -> Path:
     from huggingface_hub import constants, snapshot_download
 
@@ -111,26 +140,7 @@ def _from_hub(text: str, name: str, revision: str | None, local_only: bool) -> P
             raise ConnectionError("offline")
         return Path(snapshot_download(name, **wanted))
     except Exception as error:
-        raise CheckpointError(_hub_sentence(text, name, error, found)) from error
-
-
-def _hub_sentence(text: str, name: str, error: Exception, found: Path | None) -> str:
-    from huggingface_hub import errors
-
-    start = f"There is no folder “{text}”, and"
-    if isinstance(error, errors.GatedRepoError):
-        return (f"“{name}” asks you to accept its conditions first: do so on huggingface.co/{name}, then log in here "
-                "with `hf auth login`.")  # fmt: skip
-    if isinstance(error, errors.RevisionNotFoundError):
-        return f"“{name}” has no revision “{text.partition('@')[2]}” on the Hugging Face hub."
-    if isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
-        return (f"{start} the Hugging Face hub has no public model of that name; if it is private, log in with "
-                "`hf auth login`.")  # fmt: skip
-    if isinstance(error, OSError) and error.errno == 28:  # ENOSPC
-        return f"“{name}” could not be downloaded: the disk is full. Free some space and try again."
-    cached = "holds only part of it" if found else "does not hold a model of that name"
-    return (f"{start} the Hugging Face hub could not be reached (the hub cache {cached}). "
-            "Check the name, or the connection.")  # fmt: skip
+        raise CheckpointError(hub_sentence(text, name, error, found)) from error
 
 
 def _single_file(path: Path) -> str:
