@@ -20,8 +20,8 @@ class RecipeBar:
 
 def build() -> RecipeBar:
     with gr.Row(elem_id="recipe-bar", equal_height=True):
-        shown = gr.HTML(elem_id="recipe-shown", scale=8)
-        next_step = gr.Button("Next", variant="primary", size="sm", elem_id="next-step", scale=1, min_width=150)
+        shown = gr.HTML(elem_id="recipe-shown", padding=False)
+        next_step = gr.Button("Next", variant="primary", size="sm", elem_id="next-step", scale=0)
     return RecipeBar(shown, next_step)
 
 

@@ -40,7 +40,7 @@ class Session:
     base: str = ""
     fine_tunes: tuple[str, ...] = ()
     include_base: bool = False
-    rows: tuple[Row, ...] = ()
+    rows: tuple[Row, ...] = field(default=(), hash=False)  # dicts; `rows_hash` stands for them
     rows_from: str = ""
     demo_tasks: tuple[str, ...] = ()
     rows_hash: str = ""

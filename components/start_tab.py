@@ -1,6 +1,6 @@
 """Start: what one sees first. The demo's shares and temperature, finished answers side by side, and two ways on.
 
-Opens on what was recorded; "Run it live" does the whole run before the visitor's eyes and shows its own answers instead.
+Opens on what was recorded; "Run it live" does the whole run before the visitor's eyes and shows its own answers.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class StartTab:
 
 
 def build(settings: Settings) -> StartTab:
-    gr.HTML(f"<h1>{TITLE}</h1>", elem_id="start-title")
+    gr.HTML(f"<h1>{TITLE}</h1>", elem_id="start-title", padding=False)
     with gr.Row(elem_id="start-row"):
         with gr.Column(scale=5, min_width=320):
             shares = WeightTemperature(compact=True, elem_id="start-shares")
@@ -49,13 +49,13 @@ def build(settings: Settings) -> StartTab:
             prompt = gr.Radio(
                 view.prompt_choices(recorded_answers()), value=0, label="Ask", elem_id="start-prompt", container=False
             )
-            answers = gr.HTML(elem_id="start-answers")
-            result = gr.HTML(elem_id="start-result")
+            answers = gr.HTML(elem_id="start-answers", padding=False)
+            result = gr.HTML(elem_id="start-result", padding=False)
     with gr.Row(elem_id="start-actions"):
-        run = gr.Button("Run it live", variant="primary", elem_id="run-live")
-        stop = gr.Button("Stop", variant="stop", visible=False, elem_id="stop-live")
-        own = gr.Button("Use my own models", elem_id="own-models")
-    progress = gr.HTML(elem_id="start-progress")
+        run = gr.Button("Run it live", variant="primary", elem_id="run-live", scale=0, min_width=180)
+        stop = gr.Button("Stop", variant="stop", visible=False, elem_id="stop-live", scale=0, min_width=180)
+        own = gr.Button("Use my own models", elem_id="own-models", scale=0, min_width=180)
+    progress = gr.HTML(elem_id="start-progress", padding=False)
     return StartTab(shares, prompt, answers, result, run, stop, own, progress)
 
 
@@ -97,8 +97,9 @@ def wire(tab: StartTab, page: Page) -> None:
         if view.demo_mix(session) is None:
             session = demo_session(page)
         asked = view.prompt_text(recorded_answers(), prompt)
+        specialist = view.specialist_for(session, view.prompt_task(recorded_answers(), prompt))
         try:
-            work = live_run.work(session, asked, page.settings, page.measurements)
+            work = live_run.work(session, asked, specialist, page.settings, page.measurements)
             job = page.jobs.start(visitor, KIND, "The live run", work)
         except MergeError as error:
             yield error_html(sentence(error)), gr.skip(), gr.skip(), gr.skip()
@@ -118,6 +119,8 @@ def wire(tab: StartTab, page: Page) -> None:
         live = page.jobs.latest(visitor, KIND) if visitor else None
         if live is not None and live.active:
             yield from follow(visitor, session, prompt, live.id)
+        else:
+            yield gr.skip(), gr.skip(), gr.skip(), gr.skip()
 
     def stop(visitor: str) -> None:
         """visitor → nothing."""

@@ -81,7 +81,7 @@ def device_name(device: str) -> str:
         from llm_merge.workbench import choose_device
 
         device = choose_device()
-    return {"auto": "device chosen automatically", "cpu": "CPU", "mps": "Apple GPU"}.get(device, device.upper())
+    return {"auto": "GPU if there is one", "cpu": "CPU", "mps": "Apple GPU"}.get(device, device.upper())
 
 
 def colors(session: Session) -> dict[str, str]:

@@ -13,6 +13,7 @@ from components.recorded import Prompt, Recording
 from components.session import Session
 from components.views.recipe_bar import colors
 from llm_merge.demo import DEMO_MODELS, demo_path
+from llm_merge.scoreboard import recorded_sentence
 
 FALLBACK_PROMPT = "Rewrite this verse in King James English: Jesus said to them, “Don’t be afraid. I am with you.”"
 OWN_MODELS = (
@@ -82,6 +83,13 @@ def recorded_cards(session: Session, recording: Recording, prompt: Prompt) -> li
     return cards
 
 
+def specialist_for(session: Session, task: str) -> str:
+    """The fine-tune of the mix that was made for the task, else the first one; "" when there is none."""
+    made_for = {demo_path(model.key) for model in DEMO_MODELS if model.task == task and model.base}
+    tunes = [model for model in session.models if model != session.base]
+    return next((model for model in tunes if model in made_for), tunes[0] if tunes else "")
+
+
 def mix_words(mix: Mapping[str, float]) -> str:
     """ "King James 0.50 / Dictionary 0.50"."""
     return " / ".join(f"{short_name(demo_path(key))} {share:.2f}" for key, share in mix.items())
@@ -114,6 +122,13 @@ def prompt_text(recording: Recording | None, number: int) -> str:
     if recording is None:
         return FALLBACK_PROMPT
     return recording.prompts[number if number in range(len(recording.prompts)) else 0].text
+
+
+def prompt_task(recording: Recording | None, number: int) -> str:
+    """The task that a recorded prompt belongs to."""
+    if recording is None or number not in range(len(recording.prompts)):
+        return "verse"
+    return recording.prompts[number].task
 
 
 def answers_html(session: Session, recording: Recording | None, number: int, live: LiveAnswers | None) -> str:
