@@ -21,7 +21,6 @@ if TYPE_CHECKING:
         RecipeError,
         Stopped,
     )
-    from llm_merge.examples import read_examples
     from llm_merge.main import mix_models, mix_models_by_layers, mix_models_with_data
     from llm_merge.merge import MemorySink, Progress, merged_tensors, rounding_loss, run
     from llm_merge.output import FolderSink, check_output
@@ -36,7 +35,6 @@ _HOMES = {
     "checkpoint": ("Checkpoint", "describe", "open_checkpoint"),
     "errors": ("CheckpointError", "ExampleError", "IncompatibleModels", "MergeError", "OutputError", "Problem",
                "RecipeError", "Stopped"),
-    "examples": ("read_examples",),
     "main": ("mix_models", "mix_models_by_layers", "mix_models_with_data"),
     "merge": ("MemorySink", "Progress", "merged_tensors", "rounding_loss", "run"),
     "output": ("FolderSink", "check_output"),
@@ -72,7 +70,6 @@ __all__ = [
     "mix_models_by_layers",
     "mix_models_with_data",
     "open_checkpoint",
-    "read_examples",
     "rounding_loss",
     "run",
     "softmax_weights",

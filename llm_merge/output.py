@@ -113,6 +113,8 @@ def check_output(path: str | Path, plan: Plan) -> None:
     if not str(path).strip():
         raise OutputError("No output folder is named: give the folder that the merged model is to be written to.",
                           field="output_path")  # fmt: skip
+    if "\0" in str(path):
+        raise _refusal("The name of the output folder contains a character that no name can have: write it again.")
     target = Path(path).expanduser().absolute()
     try:
         if target.is_dir():
@@ -124,7 +126,7 @@ def check_output(path: str | Path, plan: Plan) -> None:
         if not existing.is_dir():
             raise _refusal(f"{existing} is a file, so there can be no folder {target}: choose another place.")
         free = shutil.disk_usage(existing).free
-    except (OSError, ValueError) as error:  # a name too long, a NUL byte, a folder that may not be listed
+    except OSError as error:  # a name too long, a folder that may not be listed
         raise _refusal(f"“{str(path)[:200]}” cannot be used as an output folder: {_reason(error)}.") from error
     if not os.access(existing, os.W_OK | os.X_OK):
         raise _refusal(f"The folder {existing} cannot be written to: choose one in which you may write.")
