@@ -4,11 +4,12 @@
 const M = TemperatureMath;
 const root = element.querySelector(".wt");
 const SVG = "http://www.w3.org/2000/svg";
+const PATIENCE = 5000; // ms that an answer may take before the next message goes out without it
 const ICONS = { open: "M7 10V7a5 5 0 0 1 9.6-2M5 10h14v10H5z", closed: "M7 10V7a5 5 0 0 1 10 0v3M5 10h14v10H5z" };
 
 const state = { rows: [], includeBase: false, temperature: M.DEFAULT, shares: [], byHand: false, locked: [], unit: "" };
 let kept = null; // shares last set by hand, so that a touch of the slider does not lose them
-let sent = []; // what the server was told and has not answered yet: [{settings, at}]
+let waiting = null; // what the server was told and has not answered yet: {settings, at}
 let dragging = false, startShares = null, sendTimer = 0, lines = null, parts = null;
 
 // ---- the page ----------------------------------------------------------------------------------------------------
@@ -169,12 +170,17 @@ function release() {
   sendTimer = setTimeout(send, 200); // a held arrow key is many changes but one message
 }
 
+// One message at a time: the next one waits for the answer, so that none is dropped or overtaken.
 function send() {
   sendTimer = 0;
+  if (waiting && Date.now() - waiting.at < PATIENCE) {
+    sendTimer = setTimeout(send, 50);
+    return;
+  }
   const now = settings();
   if (same(now, props.value)) return;
-  sent.push({ settings: now, at: Date.now() });
-  props.value = { ...props.value, ...now };
+  waiting = { settings: now, at: Date.now() };
+  props.value = { ...props.value, ...now, sent: waiting.at }; // unlike any answer, so that every answer is noticed
   trigger("release");
 }
 
@@ -185,27 +191,21 @@ function same(a, b) {
 }
 
 // The server's answer to an earlier move must not undo a later one: names and losses are always taken, settings only
-// when nobody is moving anything and every message sent so far is answered (or lost: after 10 s we stop waiting).
+// when nobody is moving anything and nothing is on its way.
 function receive() {
   const value = props.value || {};
   const rows = value.rows || [];
   const rebuild = !parts || JSON.stringify(rows.map(face)) !== JSON.stringify(state.rows.map(face)) || value.unit !== state.unit;
-  const othersModels = rows.map((row) => row.name).join() !== state.rows.map((row) => row.name).join();
-  sent = sent.filter((message) => Date.now() - message.at < 10000);
-  const answered = sent.findIndex((message) => same(message.settings, value));
-  if (answered >= 0) sent = sent.slice(answered + 1);
-  const busy = dragging || sendTimer !== 0 || (answered >= 0 && sent.length > 0);
+  const otherModels = rows.map((row) => row.title).join() !== state.rows.map((row) => row.title).join();
+  if (waiting && (same(waiting.settings, value) || Date.now() - waiting.at >= PATIENCE)) waiting = null;
   state.rows = rows;
   state.unit = value.unit || "";
   lines = null;
-  if (!busy || othersModels) {
-    sent = othersModels || answered < 0 ? [] : sent;
-    Object.assign(state, { temperature: value.temperature || M.DEFAULT, byHand: Boolean(value.by_hand), includeBase: Boolean(value.include_base),
-      locked: rows.map((_, i) => Boolean((value.locked || [])[i])) });
+  if (otherModels || (!dragging && sendTimer === 0 && !waiting)) {
+    Object.assign(state, { temperature: value.temperature || M.DEFAULT, byHand: Boolean(value.by_hand),
+      includeBase: Boolean(value.include_base), locked: rows.map((_, i) => Boolean((value.locked || [])[i])) });
     if (state.byHand) state.shares = (value.shares || []).slice();
-    if (othersModels) kept = null;
-  } else if (answered >= 0) {
-    props.value = { ...value, ...sent[sent.length - 1].settings };
+    if (otherModels) kept = null;
   }
   if (rebuild) build();
   change();
@@ -254,7 +254,9 @@ function draw() {
 const spoken = () => state.rows.map((row, i) => `${row.name} ${(state.shares[i] || 0).toFixed(2)}`).join(", ");
 
 function said(formula) {
-  if (!state.byHand) return M.sentence(state.rows, uses(), state.temperature);
+  const inMix = state.shares.filter((_, i) => uses()[i]);
+  const equal = inMix.every((share) => Math.abs(share - 1 / inMix.length) < 1e-6);
+  if (!state.byHand || (equal && !formula)) return M.sentence(state.rows, uses(), state.temperature);
   const fixed = state.locked.filter(Boolean).length;
   const start = `Set by hand${fixed ? `, ${fixed} locked` : ""}: ${state.shares.filter((_, i) => uses()[i]).map((s) => s.toFixed(2)).join(" / ")}.`;
   return formula ? `${start} The losses would give ${M.shares(state.rows, uses(), state.temperature).filter((_, i) => uses()[i]).map((s) => s.toFixed(2)).join(" / ")} at T = ${M.number(state.temperature)}.` : start;

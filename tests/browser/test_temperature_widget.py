@@ -145,7 +145,7 @@ def url(listener: Listener) -> Iterator[str]:
             small = WeightTemperature(listener.value(Choice()), compact=True, elem_id="small")
             remeasure = gr.Button("Measure")
         for widget in (large, small):
-            widget.release(listener.hear, widget, session, trigger_mode="always_last", show_progress="hidden")
+            widget.release(listener.hear, widget, session, show_progress="hidden")
         session.change(lambda choice: [listener.value(choice)] * 2, session, [large, small], show_progress="hidden")
         remeasure.click(lambda choice: [listener.value(choice)] * 2, session, [large, small], show_progress="hidden")
     mine = {"server_name": "127.0.0.1", "server_port": free_port(), "prevent_thread_lock": True, "quiet": True}
@@ -217,6 +217,19 @@ def test_a_late_answer_does_not_undo_a_later_move(make_page: MakePage, url: str,
     assert seen == {round(expected(0.3)[1], 6)}
     wait_for_shares(page, "small", expected(0.3))
     assert [choice.temperature for choice in listener.heard] == [2.0, 0.3]
+
+
+def test_both_widgets_can_be_moved_in_turn(make_page: MakePage, url: str, listener: Listener) -> None:
+    page = make_page(url=url)
+    for widget, other, tick, temperature in (
+        ("large", "small", "spread", 0.15),
+        ("large", "small", "default", 5.0),
+        ("small", "large", "spread", 0.15),
+        ("large", "small", "default", 5.0),
+    ):
+        page.locator(f"#{widget} .wt-tick").filter(has_text=tick).click()
+        wait_for_shares(page, other, expected(temperature))
+    assert [round(choice.temperature, 6) for choice in listener.heard] == [0.15, 5.0, 0.15, 5.0]
 
 
 def test_new_losses_do_not_move_a_thumb_that_is_held(make_page: MakePage, url: str, listener: Listener) -> None:
