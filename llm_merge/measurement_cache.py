@@ -46,6 +46,7 @@ class Measurement:
     adapter_hash    of the adapter's file, "" for a whole model
     measured_on     ISO date
     seconds         that measuring these rows took, loading included
+    format          how the rows were written for the model, in one sentence
     """
 
     key: Key
@@ -56,6 +57,7 @@ class Measurement:
     adapter_hash: str = ""
     measured_on: str = ""
     seconds: float = 0.0
+    format: str = ""
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ def parse(data: Any) -> Measurement | None:
     if not all(isinstance(row, str) for row in rows) or not all(_finite(loss) for loss in losses):
         return None
     texts = {field.name: data["key"].get(field.name) for field in fields(Key)}
-    about = {name: data.get(name, "") for name in ("name", "base_hash", "adapter_hash", "measured_on")}
+    about = {name: data.get(name, "") for name in ("name", "base_hash", "adapter_hash", "measured_on", "format")}
     seconds = data.get("seconds", 0.0)
     if not all(isinstance(text, str) for text in (*texts.values(), *about.values())) or not _finite(seconds):
         return None

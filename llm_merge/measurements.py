@@ -197,6 +197,7 @@ class _Run:
             adapter_hash=adapter_hash(single) if single else "",
             measured_on=day,
             seconds=round(seconds, 3),
+            format=self.format.why if self.apart else "",
         )
 
 

@@ -43,8 +43,9 @@ def estimate(
     *,
     settings: EvaluationSettings | None = None,
     gpu: bool = False,
+    fresh: bool = False,
 ) -> Estimate:
-    """How long `measure_models` will take, from what is remembered and from earlier measurements of the same base.
+    """How long `measure_models` will take, from what is remembered and from earlier measurements of the same kind.
 
     Raises MergeError for models or rows that cannot be measured, as `measure_models` would.
     """
@@ -64,7 +65,7 @@ def estimate(
     missing, begun = 0, 0
     for model in models:
         key = Key(content_of(make_plan(Recipe.single(model))), reading, together=together)
-        found = cache.find(key, hashes)
+        found = {} if fresh else cache.find(key, hashes)
         lacking = sum(row not in found for row in hashes)
         lacking = len(hashes) if lacking and together else lacking
         missing, begun = missing + lacking, begun + bool(lacking)
@@ -122,6 +123,7 @@ def recorded_losses(
                 dates=dates,
                 recorded=(True,) * len(models),
                 other_base=here is not None and here != base_hash,
+                format=next(m.format for group in found.values() for m in group),
             )
     return None
 
