@@ -6,7 +6,7 @@ is the sink's business; this module knows no files.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -104,25 +104,33 @@ def merged_tensor(plan: Plan, tensor_plan: TensorPlan) -> torch.Tensor:
     """
     import torch
 
-    dtype: torch.dtype = getattr(torch, tensor_plan.dtype)
     if tensor_plan.action == "copy":
-        return plan.base.read(tensor_plan.name).to(dtype)
+        return plan.base.read(tensor_plan.name).to(getattr(torch, tensor_plan.dtype))
     parts = [
-        (checkpoint.read(source).reshape(-1), weight)
+        checkpoint.read(source).reshape(-1) if weight else None
         for checkpoint, source, weight in zip(plan.checkpoints, tensor_plan.sources, tensor_plan.weights, strict=True)
-        if weight
     ]
-    if not parts:
-        return torch.zeros(tensor_plan.shape, dtype=dtype)
-    weights = tuple(weight for _, weight in parts)
+    return _combined(tensor_plan, parts).reshape(tensor_plan.shape)
+
+
+def _combined(tensor_plan: TensorPlan, parts: Sequence[torch.Tensor | None]) -> torch.Tensor:
+    """The method over flat tensors, one per model, in the output type; what has no weight may be None."""
+    import torch
+
+    dtype: torch.dtype = getattr(torch, tensor_plan.dtype)
+    weights = [weight for weight in tensor_plan.weights if weight]
+    used = [part for part, weight in zip(parts, tensor_plan.weights, strict=True) if weight and part is not None]
+    if not used:
+        return torch.zeros(tensor_plan.elements, dtype=dtype)
     method = get_method(tensor_plan.method)
     precision: torch.dtype = getattr(torch, method.precision)
-    result = torch.empty(tensor_plan.elements, dtype=dtype)
-    step = CHUNK if method.element_wise else max(1, tensor_plan.elements)
-    for start in range(0, tensor_plan.elements, step):
-        chunks = [part[start : start + step].to(precision) for part, _ in parts]
+    count = used[0].numel()
+    result = torch.empty(count, dtype=dtype)
+    step = CHUNK if method.element_wise else max(1, count)
+    for start in range(0, count, step):
+        chunks = [part[start : start + step].to(precision) for part in used]
         result[start : start + step] = method.function(chunks, weights=weights)
-    return result.reshape(tensor_plan.shape)
+    return result
 
 
 def rounding_loss(plan: Plan, *, base: Checkpoint | None = None) -> float:
@@ -137,14 +145,20 @@ def rounding_loss(plan: Plan, *, base: Checkpoint | None = None) -> float:
     original = replace(base or plan.base, adapter=None)
     changed = lost = 0
     for tensor_plan in _sample(plan, original):
-        dtype: torch.dtype = getattr(torch, tensor_plan.dtype)
         stride = max(1, tensor_plan.elements // SAMPLED_ENTRIES)
         before = original.read(tensor_plan.name).reshape(-1)[::stride]
+        parts = [
+            checkpoint.read(source).reshape(-1)[::stride] if _may_differ(checkpoint, source, original) else before
+            for checkpoint, source in zip(plan.checkpoints, tensor_plan.sources, strict=True)
+        ]
         differs = torch.zeros_like(before, dtype=torch.bool)
-        for checkpoint, source in zip(plan.checkpoints, tensor_plan.sources, strict=True):
-            if _may_differ(checkpoint, source, original):
-                differs |= checkpoint.read(source).reshape(-1)[::stride].double() != before.double()
-        same = merged_tensor(plan, tensor_plan).reshape(-1)[::stride] == before.to(dtype)
+        for part in parts:
+            differs |= part.double() != before.double()
+        if get_method(tensor_plan.method).element_wise:
+            merged = _combined(tensor_plan, parts)
+        else:
+            merged = merged_tensor(plan, tensor_plan).reshape(-1)[::stride]
+        same = merged == before.to(merged.dtype)
         changed += int(differs.sum())
         lost += int((differs & same).sum())
     return lost / changed if changed else 0.0
