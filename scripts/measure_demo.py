@@ -24,10 +24,12 @@ from typing import Any
 import demo_data
 
 from llm_merge.checkpoint import open_checkpoint
-from llm_merge.demo import ASSETS, DEMO_MODELS, cache_folder, demo_examples, demo_path, prepare
-from llm_merge.evaluation import EvaluationSettings, losses, mean_and_error, resolve_format
-from llm_merge.evaluation import prepare as prepare_rows
+from llm_merge.demo import ASSETS, DEMO_MODELS, DemoModel, cache_folder, demo_examples, demo_path, prepare
+from llm_merge.evaluation import mean_and_error, resolve_format
 from llm_merge.generation import GenerationSettings, generate
+from llm_merge.measurement_cache import MeasurementCache
+from llm_merge.measurement_keys import default_settings, row_hash
+from llm_merge.measurements import measure_models
 from llm_merge.recipe import Recipe
 from llm_merge.retrieval import retrieval
 from llm_merge.workbench import Workbench
@@ -69,7 +71,6 @@ ANSWERED: list[Mix] = [
 PROMPTS = {"verse": (1, 5), "dictionary": (0, 1)}
 STYLED: list[Mix] = [{"smollm2": 1}, {"king-james": 1}, {"dictionary": 1}, {"king-james": 0.5, "dictionary": 0.5}]
 STYLED_ROWS = 50
-SETTINGS = {"decoder": EvaluationSettings(), "encoder": EvaluationSettings(batch_size=32)}  # the page's own
 DICTIONARY_FORM = re.compile(r"^\((noun|verb|adjective|adverb)\) ")
 
 
@@ -82,11 +83,10 @@ class Lab:
             pass
         self.base = open_checkpoint(demo_path(BASES[model_type]))
         self.bench = Workbench(self.base, model_type)
-        self.format = resolve_format([self.base], SETTINGS[model_type].format)
+        self.settings = default_settings(model_type)  # the page's own
+        self.format = resolve_format([self.base], self.settings.format)
         self.kept = cache_folder() / "demo-measured"
-
-    def take(self, mix: Mix) -> None:
-        self.bench.follow(Recipe.linear([demo_path(key) for key in mix], list(mix.values())))
+        self.cache = MeasurementCache(self.kept / "losses")
 
     def key(self, what: str, mix: Mix, *more: object) -> str:
         models = [(open_checkpoint(demo_path(key)).content_hash(), round(share, 6)) for key, share in mix.items()]
@@ -100,7 +100,7 @@ class Lab:
         if path.is_file():
             return json.loads(path.read_text(encoding="utf-8"))
         started = time.monotonic()
-        self.take(mix)
+        self.bench.follow(recipe_of(mix))
         result = measure()
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, result)
@@ -109,18 +109,17 @@ class Lab:
 
     def losses(self, mix: Mix, rows: Sequence[Mapping[str, Any]]) -> list[float]:
         """The loss of each row, in order."""
-        settings = SETTINGS[self.model_type]
-
-        def measure() -> list[float]:
-            prepared = prepare_rows(rows, self.model_type, self.bench.tokenizer, settings, self.format)
-            found = dict(losses(self.bench, prepared))
-            return [found[i] for i in range(len(rows))]
-
-        return list(self.once("loss", mix, measure, hash_of(rows), settings.key(self.model_type)))
+        name = demo_path(next(iter(mix))) if len(mix) == 1 else recipe_of(mix)
+        running = measure_models([name], self.model_type, rows, cache=self.cache, bench=self.bench)
+        while True:
+            try:
+                next(running)
+            except StopIteration as end:
+                return list(end.value.of(name))
 
     def ranks(self, mix: Mix, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
         def measure() -> dict[str, list[float]]:
-            found = retrieval(self.bench, rows, SETTINGS[self.model_type])
+            found = retrieval(self.bench, rows, self.settings)
             return {
                 "R@1": list(found.recall_at_1.values),
                 "MRR": list(found.mrr.values),
@@ -137,6 +136,28 @@ class Lab:
             return text.strip()
 
         return str(self.once("answer", mix, measure, prompt, settings))
+
+
+def work_losses(lab: Lab) -> dict[str, Any]:
+    """Records the losses of every demo model on the work rows, in the measurement cache's own files.
+
+    What was recorded for this type before is replaced: its models or rows may have changed since.
+    """
+    models = {m.key: open_checkpoint(demo_path(m.key)).content_hash() for m in demo_models(lab.model_type)}
+    means: dict[str, Any] = {}
+    rows_there_are = set()
+    for key in models:
+        for task in TASKS:
+            rows = demo_examples(lab.model_type, task, "work")
+            means[f"{key} {task}"] = round(mean_and_error(lab.losses({key: 1}, rows))[0], 4)
+            rows_there_are |= {row_hash(row) for row in rows}
+    for path in MEASURED.glob("*-*.json"):
+        if json.loads(path.read_text(encoding="utf-8")).get("name") in models:
+            path.unlink()
+    for found in lab.cache.own():
+        if found.key.model in models.values() and rows_there_are.issuperset(found.rows):
+            lab.cache.put(found, MEASURED)
+    return {**stamp(lab), "mean_loss": means}
 
 
 def scoreboard(lab: Lab) -> dict[str, Any]:
@@ -170,7 +191,7 @@ def scoreboard(lab: Lab) -> dict[str, Any]:
         **stamp(lab),
         "held_out_rows": {task: len(found) for task, found in rows.items()},
         "rows_sha256": {task: hash_of(found) for task, found in rows.items()},
-        "settings": SETTINGS[lab.model_type].key(lab.model_type),
+        "settings": lab.settings.key(lab.model_type),
         "scores": scores,
     }
 
@@ -209,6 +230,65 @@ def style(lab: Lab) -> dict[str, Any]:
     }
 
 
+def readme_table() -> str:
+    """The recorded scoreboards as Markdown, for README.md."""
+    titles = {model.key: model.title for model in DEMO_MODELS}
+    lines = []
+    for model_type, metric in (("decoder", "loss"), ("encoder", "R@1")):
+        path = MEASURED / f"scoreboard-{model_type}.json"
+        if not path.is_file():
+            continue
+        board = json.loads(path.read_text(encoding="utf-8"))
+        what = "nats per answer token, lower is better" if metric == "loss" else "R@1, higher is better"
+        counts = ", ".join(f"{task} {count}" for task, count in board["held_out_rows"].items())
+        lines += [
+            f"**{titles[BASES[model_type]]}** ({what}; held-out rows: {counts}; recorded on {board['recorded_on']}, "
+            f"base `{board['base_hash'][:12]}`)",
+            "",
+            "| model | " + " | ".join(f"{task} | to base" for task in TASKS) + " |",
+            "| --- |" + " ---: | ---: |" * len(TASKS),
+        ]
+        places = {(json.dumps(s["weights"]), s["task"]): s for s in board["scores"] if s["metric"] == metric}
+        for weights in dict.fromkeys(key for key, _ in places):
+            mix = json.loads(weights)
+            name = " + ".join(titles[k] if share == 1 else f"{share:.0%} {titles[k]}" for k, share in mix.items())
+            cells = []
+            for task in TASKS:
+                score = places[weights, task]
+                cells.append(f"{score['mean']:.3f} ± {score['se']:.3f}")
+                cells.append(
+                    f"{score['difference']:+.3f} ± {score['difference_se']:.3f}"
+                    if mix != {BASES[model_type]: 1}
+                    else ""
+                )
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append("")
+    path = MEASURED / "style.json"
+    if path.is_file():
+        board = json.loads(path.read_text(encoding="utf-8"))
+        lines += [
+            f"**Answers in the style they should have**, of {STYLED_ROWS} held-out prompts each "
+            f"(recorded on {board['recorded_on']})",
+            "",
+            "| model | verse answers with a King James word | word answers in dictionary form |",
+            "| --- | ---: | ---: |",
+        ]
+        for count in board["counts"]:
+            name = " + ".join(
+                titles[k] if share == 1 else f"{share:.0%} {titles[k]}" for k, share in count["weights"].items()
+            )
+            lines.append(f"| {name} | {count['verse']} | {count['dictionary']} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def update_readme() -> None:
+    path = ASSETS / "README.md"
+    before, _, rest = path.read_text(encoding="utf-8").partition("<!-- table -->\n")
+    _, _, after = rest.partition("<!-- /table -->")
+    path.write_bytes(f"{before}<!-- table -->\n{readme_table()}<!-- /table -->{after}".encode())
+
+
 def stamp(lab: Lab) -> dict[str, Any]:
     models = {
         m.key: open_checkpoint(demo_path(m.key)).content_hash() for m in DEMO_MODELS if m.model_type == lab.model_type
@@ -219,6 +299,14 @@ def stamp(lab: Lab) -> dict[str, Any]:
         "base_hash": lab.base.content_hash(),
         "models": models,
     }
+
+
+def demo_models(model_type: str) -> list[DemoModel]:
+    return [model for model in DEMO_MODELS if model.model_type == model_type]
+
+
+def recipe_of(mix: Mix) -> Recipe:
+    return Recipe.linear([demo_path(key) for key in mix], list(mix.values()))
 
 
 def hash_of(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -240,9 +328,11 @@ def write_json(path: Path, content: Any) -> None:
 
 
 PARTS = {
+    ("decoder", "losses"): work_losses,
     ("decoder", "scoreboard"): scoreboard,
     ("decoder", "answers"): answers,
     ("decoder", "style"): style,
+    ("encoder", "losses"): work_losses,
     ("encoder", "scoreboard"): scoreboard,
 }
 
@@ -259,9 +349,10 @@ def main() -> None:
             if model_type not in labs:
                 labs[model_type] = Lab(model_type)
             lab = labs[model_type]
-            name = f"{part}-{model_type}" if part == "scoreboard" else part
+            name = f"{part}-{model_type}" if part in ("scoreboard", "losses") else part
             write_json(MEASURED / f"{name}.json", measure(lab))
             print(f"wrote {name}.json", file=sys.stderr, flush=True)
+    update_readme()
 
 
 if __name__ == "__main__":
