@@ -90,6 +90,7 @@ POSITIVE = (
     "completion",
     "a",
 )
+NUMBERS = ("id", "idx", "index", "nr", "no", "number", "row", "key", "uid", "score", "column_1")
 NEGATIVE = re.compile(r"(hard_)?neg(ative)?s?(_?\d+)?")
 TASK = ("task", "task_name", "dataset", "category", "subject")
 
@@ -187,7 +188,8 @@ def _guess_passages(rest: Sequence[str], task: str) -> Columns:
 def _by_name_or_place(found: Columns, rest: Sequence[str], needed: str) -> Columns:
     if found.question and found.answer:
         return found
-    left = [name for name in rest if name not in found.used]
+    # Columns that number or grade the rows come last: "id;frage;antwort" has its question in the second.
+    left = sorted((name for name in rest if name not in found.used), key=lambda name: _plain(name) in NUMBERS)
     if len(left) < (not found.question) + (not found.answer):
         only = ", ".join(f"“{name}”" for name in rest) or "none"
         raise ExampleError([f"Two columns are needed, {needed}; found: {only}."])

@@ -195,6 +195,7 @@ def test_whatever_is_pasted_gives_rows_or_sentences(text: str | bytes, model_typ
         (["prompt", "messages"], Columns("messages")),
         (["user question", "model answer"], Columns("user question", "model answer")),
         (["frage", "antwort"], Columns("frage", "antwort", by_name=False)),
+        (["id", "frage", "score", "antwort"], Columns("frage", "antwort", by_name=False)),
     ],
 )
 def test_columns_are_guessed_by_their_names(names: list[str], expected: Columns) -> None:
@@ -249,19 +250,31 @@ MISTAKES = {
     '[{"input": "a", "output": NaN}]': "Row 1: the answer (column “output”) is empty.",
     '[{"input": "a", "output": "b"},\n {}]': "Row 2 (line 2): this row is empty.",
     "{}": "Row 1: this row is empty.",
-    '{"mnli": [\n{"input": "a", "output": "b"},\n{"input": "a"}]}': "Row 2 of “mnli” (line 3): there is no “output” in this row (it has input).",
+    '{"mnli": [\n{"input": "a", "output": "b"},\n{"input": "a"}]}': (
+        "Row 2 of “mnli” (line 3): there is no “output” in this row (it has input)."
+    ),
     '[{"input": "a", "output": ["b"]}]': "Row 1: “output” is a list; text was expected.",
     '[{"input": {"x": 1}, "output": "b"}]': "Row 1: “input” is an object; text was expected.",
-    '[{"input": "a", "output": "\\ud800"}]': "Row 1: “output” holds half a character (a lone surrogate, \\ud800 to \\udfff): type it again.",
+    '[{"input": "a", "output": "\\ud800"}]': (
+        "Row 1: “output” holds half a character (a lone surrogate, \\ud800 to \\udfff): type it again."
+    ),
     '[{"input": "a", "input": "b", "output": "c"}]': "Row 1: “input” occurs twice in this row: rename or remove one.",
-    '{"a": [{"input": "x", "output": "y"}], "a": [{"input": "x", "output": "y"}]}': "The task “a” occurs twice: put its rows into one list.",
+    '{"a": [{"input": "x", "output": "y"}], "a": [{"input": "x", "output": "y"}]}': (
+        "The task “a” occurs twice: put its rows into one list."
+    ),
     "[1, 2]": 'Row 1: expected an object such as {"input": …, "output": …}.',
     '[{"text": "a"}]': "Two columns are needed, a question column and an answer column; found: “text”.",
     '[{"messages": "hello"}]': "Row 1: “messages” is text; a list of turns such as "
     '[{"role": "user", "content": …}, …] was expected.',
-    '[{"messages": [{"role": "user", "content": "a"}]}]': "Row 1: “messages” has no assistant turn, so there is no answer to learn from.",
-    '[{"messages": [{"role": "assistant", "content": "a"}]}]': "Row 1: the turn before the answer is not the user's; each answer must follow a question.",
-    '[{"messages": [{"role": "teacher", "content": "a"}]}]': "Row 1: turn 1 of “messages” is by “teacher”; system, user or assistant was expected.",
+    '[{"messages": [{"role": "user", "content": "a"}]}]': (
+        "Row 1: “messages” has no assistant turn, so there is no answer to learn from."
+    ),
+    '[{"messages": [{"role": "assistant", "content": "a"}]}]': (
+        "Row 1: the turn before the answer is not the user's; each answer must follow a question."
+    ),
+    '[{"messages": [{"role": "teacher", "content": "a"}]}]': (
+        "Row 1: turn 1 of “messages” is by “teacher”; system, user or assistant was expected."
+    ),
     '[{"query": "a", "pos": ["b"]}]': "These rows hold queries and passages, as for an embedding model; a chat model "
     "needs a question column and an answer column.",
     '[{"input": "a", "output": "b"},]': f"Line 1, column 32: {NO_JSON}remove the comma before ].",
