@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_merge.errors import MergeError
-from llm_merge.prompts import PLAIN, ResolvedFormat, render_chat
+from llm_merge.prompts import PLAIN, Question, ResolvedFormat, prompt_text
 
 if TYPE_CHECKING:
     from llm_merge.workbench import Workbench
-
-Messages = Sequence[Mapping[str, str]]
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ class GenerationSettings:
 
 def generate(
     bench: Workbench,
-    prompt: str | Messages,
+    prompt: Question,
     settings: GenerationSettings | None = None,
     fmt: ResolvedFormat = PLAIN,
     stop: threading.Event | None = None,
@@ -215,14 +213,12 @@ def _drawing(settings: GenerationSettings) -> list[Any]:
     return [TemperatureLogitsWarper(settings.temperature), TopPLogitsWarper(settings.top_p), GumbelNoise()]
 
 
-def _prompt_ids(tokenizer: Any, prompt: str | Messages, fmt: ResolvedFormat) -> list[int]:
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    if not messages or not str(messages[-1].get("content", "")).strip():
+def _prompt_ids(tokenizer: Any, prompt: Question, fmt: ResolvedFormat) -> list[int]:
+    last = prompt if isinstance(prompt, str) else str(prompt[-1].get("content", "")) if prompt else ""
+    if not last.strip():
         raise MergeError("The prompt is empty: write something first.", field="prompt")
-    if fmt.template is not None:
-        return list(tokenizer(render_chat(tokenizer, messages, fmt.template), add_special_tokens=False)["input_ids"])
-    text = " ".join(str(message["content"]) for message in messages)
-    return list(tokenizer(text)["input_ids"])
+    text = prompt_text(tokenizer, prompt, fmt)
+    return list(tokenizer(text, add_special_tokens=fmt.template is None)["input_ids"])  # a template writes its own
 
 
 def _end_ids(bench: Workbench, fmt: ResolvedFormat) -> list[int]:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 FORMATS = ("auto", "chat", "plain")
 _SENTINEL = "An answer nobody gives."
 
+Question = str | Sequence[Mapping[str, str]]
+"""A question, or every turn of a conversation before the answer, each with its role and content."""
+
 
 @dataclass(frozen=True)
 class ResolvedFormat:
@@ -131,15 +134,16 @@ def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]], template:
     return str(text)
 
 
-def prompt_text(tokenizer: Any, question: str, fmt: ResolvedFormat) -> str:
+def prompt_text(tokenizer: Any, question: Question, fmt: ResolvedFormat) -> str:
     """What stands before the answer; in the plain form the space that joins them belongs to neither."""
+    turns = [{"role": "user", "content": question}] if isinstance(question, str) else question
     if fmt.template is None:
-        return question
-    return render_chat(tokenizer, [{"role": "user", "content": question}], fmt.template)
+        return " ".join(str(turn["content"]) for turn in turns)
+    return render_chat(tokenizer, turns, fmt.template)
 
 
 def encode_answers(
-    tokenizer: Any, pairs: Sequence[tuple[str, str]], fmt: ResolvedFormat, max_length: int
+    tokenizer: Any, pairs: Sequence[tuple[Question, str]], fmt: ResolvedFormat, max_length: int
 ) -> list[TokenRow]:
     """Tokens of (question, answer) pairs, at most `max_length` each, cut at the end; the answer's tokens are marked.
 

@@ -31,7 +31,7 @@ class Decoder(Family):
         if problems:
             raise ExampleError(problems)
         limit = length_limit(tokenizer, settings.max_input_length)
-        pairs = [(text_of(row, "input"), text_of(row, "output")) for row in rows]
+        pairs = [(row.get("messages") or text_of(row, "input"), text_of(row, "output")) for row in rows]
         encoded = encode_answers(tokenizer, pairs, fmt, limit)
         problems = [
             f"{row_name(index, row)}: its {done.whole} tokens are cut at {limit} and nothing of the answer is left: "

@@ -120,6 +120,17 @@ def test_the_answer_and_its_end_are_scored_and_nothing_else(llama: Workbench) ->
         ]
 
 
+def test_a_conversation_is_read_turn_by_turn(llama: Workbench) -> None:
+    turns = [("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello"), ("user", "Capital?")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    rows = [{"input": "Capital?", "output": "Paris.", "messages": messages}]
+    shown = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in turns)
+    expected = [(f"{shown}<|im_start|>assistant\n", False), ("Paris.<|im_end|>", True)]
+    assert preview(prepared(llama, rows), 0) == expected
+    plain = "".join(text for text, _ in preview(prepared(llama, rows, "plain"), 0))
+    assert plain == "Be brief. Hi Hello Capital? Paris.<|im_end|>"
+
+
 def test_plain_rows_are_lm_cocktail_s(llama: Workbench) -> None:
     rows = prepared(llama, ROWS, "plain")
     for index, row in enumerate(ROWS):
