@@ -143,12 +143,7 @@ def test_every_end_token_ends_the_answer(bench: Workbench, monkeypatch: pytest.M
     settings = replace(GREEDY, repetition_penalty=5.0)  # or the tiny model says one token for ever
     free = whole(generate(bench, "Hi", settings))
     ids = bench.tokenizer("Hi", return_tensors="pt")["input_ids"]
-    options = {
-        "do_sample": False,
-        "repetition_penalty": 5.0,
-        "max_new_tokens": 24,
-        "attention_mask": torch.ones_like(ids),
-    }
+    options = {"do_sample": False, "repetition_penalty": 5.0, "max_new_tokens": 24}
     answer = bench.model.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, ids.shape[1] :].tolist()
     assert len(set(answer)) > 10
     monkeypatch.setattr(bench.model.generation_config, "eos_token_id", [9999, answer[10]])
