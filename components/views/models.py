@@ -199,8 +199,9 @@ def _checked(models: Models, opened: dict[str, Checkpoint]) -> Models:
     general = [(problem.severity, str(problem)) for problem in problems]
     left_out = sum(1 for tune in models.fine_tunes if tune.text.strip() and not tune.reference)
     if left_out:
-        which = "One fine-tune is" if left_out == 1 else f"{left_out} fine-tunes are"
-        general.append(("warning", f"{which} left out until the problem beside it is solved."))
+        one = "One fine-tune is left out until the problem beside it is solved."
+        more = f"{left_out} fine-tunes are left out until the problems beside them are solved."
+        general.append(("warning", one if left_out == 1 else more))
     if not references:
         general.append(("note", "Choose a base and at least one fine-tune of it."))
     elif len(references) == 1:
