@@ -6,7 +6,7 @@ is the sink's business; this module knows no files.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -68,7 +68,7 @@ class MemorySink:
         self.tensors = {}
 
 
-def run(plan: Plan, sink: Sink) -> Iterator[Progress]:
+def run(plan: Plan, sink: Sink) -> Generator[Progress, None, None]:
     """Merge everything into the sink, with an event after each tensor.
 
     Closing the generator, or any error, makes the sink discard what it has: a merge is whole or it is not there.
