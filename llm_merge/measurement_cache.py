@@ -45,7 +45,7 @@ class Measurement:
     base_hash       content hash of the base it stands on (its own for a whole model)
     adapter_hash    of the adapter's file, "" for a whole model
     measured_on     ISO date
-    seconds         that measuring these rows took, loading included
+    seconds         that measuring these rows took, without loading the model
     format          how the rows were written for the model, in one sentence
     """
 

@@ -109,7 +109,7 @@ def measure_models(
         missing = [i for i in range(len(run.row_hashes)) if i not in mine]
         if missing:
             yield MeasureEvent(name, -1, math.nan, done, total)
-            began, fresh_losses = time.monotonic(), dict[int, float]()
+            fresh_losses = dict[int, float]()
             try:
                 for i, loss in run.losses(plan, missing):
                     mine[i] = fresh_losses[i] = loss
@@ -117,7 +117,7 @@ def measure_models(
                     yield MeasureEvent(name, i, loss, done, total)
             finally:
                 if cache is not None and fresh_losses and (run.apart or len(fresh_losses) == len(missing)):
-                    cache.put(run.measurement(plan, fresh_losses, day, time.monotonic() - began))
+                    cache.put(run.measurement(plan, fresh_losses, day))
         values.append(mine)
     table = LossTable(
         models=run.names,
@@ -166,6 +166,7 @@ class _Run:
         dtype = bench.dtype if bench is not None else choose_dtype(first, where)
         self.dtype = str(dtype).removeprefix("torch.")
         self._bench = bench
+        self._began = 0.0
         self._build = lambda: Workbench(first, model_type, where, dtype=dtype)
 
     def key(self, plan: Plan) -> Key:
@@ -180,12 +181,13 @@ class _Run:
             some = replace(some, rows=tuple(some.rows[i] for i in missing))
         with self._bench.lock:
             self._bench.follow(plan, self.stop)
+            self._began = time.monotonic()
             for place, loss in losses(self._bench, some, self.stop):
                 if self.stop is not None and self.stop.is_set():
                     raise Stopped
                 yield missing[place], loss
 
-    def measurement(self, plan: Plan, found: Mapping[int, float], day: str, seconds: float) -> Measurement:
+    def measurement(self, plan: Plan, found: Mapping[int, float], day: str) -> Measurement:
         order = sorted(found)
         single = plan.checkpoints[0] if len(plan.checkpoints) == 1 else None
         return Measurement(
@@ -196,7 +198,7 @@ class _Run:
             base_hash=self.first.base_hash(),
             adapter_hash=adapter_hash(single) if single else "",
             measured_on=day,
-            seconds=round(seconds, 3),
+            seconds=round(time.monotonic() - self._began, 3),
             format=self.format.why if self.apart else "",
         )
 

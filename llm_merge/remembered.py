@@ -73,9 +73,8 @@ def estimate(
         return Estimate(0, total, 0.0)
     pace = _pace(cache, reading)
     loading = begun * 4 * parameters / LOADING
-    share = missing / len(hashes)
-    seconds = pace * missing if pace else loading + share * _rough(parameters, rows, 1, gpu)
-    return Estimate(missing, total, seconds)
+    measuring = pace * missing if pace else missing / len(hashes) * _rough(parameters, rows, 1, gpu)
+    return Estimate(missing, total, loading + measuring)
 
 
 def _pace(cache: MeasurementCache, reading: str) -> float | None:

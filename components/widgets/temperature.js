@@ -205,6 +205,7 @@ function receive() {
     Object.assign(state, { temperature: value.temperature || M.DEFAULT, byHand: Boolean(value.by_hand),
       includeBase: Boolean(value.include_base), locked: rows.map((_, i) => Boolean((value.locked || [])[i])) });
     if (state.byHand) state.shares = (value.shares || []).slice();
+    if (state.byHand && !M.measured(rows, uses()) && isEqual()) state.byHand = false; // nobody set these
     if (otherModels) kept = null;
   }
   if (rebuild) build();
@@ -251,12 +252,15 @@ function draw() {
   drawCurve(formula);
 }
 
+function isEqual() {
+  const inMix = state.shares.filter((_, i) => uses()[i]);
+  return inMix.every((share) => Math.abs(share - 1 / inMix.length) < 1e-6);
+}
+
 const spoken = () => state.rows.map((row, i) => `${row.name} ${(state.shares[i] || 0).toFixed(2)}`).join(", ");
 
 function said(formula) {
-  const inMix = state.shares.filter((_, i) => uses()[i]);
-  const equal = inMix.every((share) => Math.abs(share - 1 / inMix.length) < 1e-6);
-  if (!state.byHand || (equal && !formula)) return M.sentence(state.rows, uses(), state.temperature);
+  if (!state.byHand) return M.sentence(state.rows, uses(), state.temperature);
   const fixed = state.locked.filter(Boolean).length;
   const start = `Set by hand${fixed ? `, ${fixed} locked` : ""}: ${state.shares.filter((_, i) => uses()[i]).map((s) => s.toFixed(2)).join(" / ")}.`;
   return formula ? `${start} The losses would give ${M.shares(state.rows, uses(), state.temperature).filter((_, i) => uses()[i]).map((s) => s.toFixed(2)).join(" / ")} at T = ${M.number(state.temperature)}.` : start;
