@@ -55,6 +55,8 @@ def work(session: Session, folder: str, settings: Settings) -> Work:
             sink = FolderSink(target, model_type=session.model_type, provenance=origin)
             with closing(run(plan, sink)) as events:
                 for event in events:
+                    if event.phase == "done":
+                        break  # no stop may come between a whole folder and its being reported
                     share = event.bytes_done / max(event.bytes_total, 1)
                     yield Step(view.progress_text(event), share * (0.8 if temporary else 1.0))
             archive = ""

@@ -42,6 +42,7 @@ class SaveTab:
     card: gr.Markdown
     suggested: gr.State
     rounding: gr.State  # (recipe, what rounding would erase of it), so that drawing again need not read weights
+    kept: gr.State  # what was saved last, also when a later try was stopped
 
 
 def build(settings: Settings) -> SaveTab:
@@ -83,36 +84,29 @@ def build(settings: Settings) -> SaveTab:
                 card = gr.Markdown(elem_id="save-card")
     return SaveTab(
         place, folder, folder_found, dtype, facts, problems, save, stop, progress, saved, download, recipe, card_box,
-        card, gr.State(""), gr.State(("", None)),
+        card, gr.State(""), gr.State(("", None)), gr.State(None),
     )  # fmt: skip
 
 
 def wire(tab: SaveTab, page: Page) -> None:
     settings = page.settings
     private: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    drawn = [
-        tab.folder,
-        tab.suggested,
-        tab.rounding,
-        tab.dtype,
-        tab.facts,
-        tab.problems,
-        tab.save,
-        tab.recipe,
-        tab.saved,
-    ]
+    drawn = [tab.folder, tab.suggested, tab.rounding, tab.dtype, tab.facts, tab.problems, tab.save, tab.recipe]
+    result = [tab.saved, tab.download, tab.card_box]
     outcome = [tab.progress, tab.save, tab.stop, tab.folder_found]
-    result = [tab.saved, tab.download, tab.card_box, tab.card]
 
     def redraw(
-        session: Session, visitor: str, text: str | None, suggested: str, rounding: tuple[str, Problem | None]
+        session: Session,
+        text: str | None,
+        suggested: str,
+        rounding: tuple[str, Problem | None],
+        kept: view.Saved | None,
     ) -> tuple[Any, ...]:
-        """session, visitor, folder, suggested folder, rounding → `drawn`."""
+        """session, folder, suggested folder, rounding, last saved → `drawn` and `result`."""
         reading, text = view.read_plan(session), text or ""
         erased = rounding[1] if rounding[0] == session.recipe_key else None
         if not text.strip() or text == suggested:
             text = suggested = session.saved_folder or view.suggested_folder(session)
-        ready = view.can_save(session, reading, settings)
         return (
             text,
             suggested,
@@ -120,22 +114,32 @@ def wire(tab: SaveTab, page: Page) -> None:
             gr.Radio(view.type_choices(reading), value=session.dtype or ""),
             view.facts_html(reading, settings, text),
             view.problems_html(session, reading, settings, erased),
-            gr.Button(interactive=ready),
+            gr.Button(interactive=view.can_save(session, reading, settings)),
             session.recipe.to_yaml() if session.recipe else "",
-            view.saved_html(session, saved_of(visitor)),
+            *draw_result(session, kept),
         )
 
+    def draw_result(session: Session, saved: view.Saved | None) -> tuple[Any, ...]:
+        """→ `result`; what belongs to an earlier recipe says so."""
+        if saved is None:
+            return "", gr.skip(), gr.skip()
+        earlier = "" if saved.recipe_key == session.recipe_key else ", of the earlier recipe"
+        offer = gr.DownloadButton(
+            f"Download the model{earlier}", value=saved.archive or None, visible=bool(saved.archive)
+        )
+        return view.saved_html(session, saved), offer, gr.Accordion(f"Model card, as written{earlier}", visible=True)
+
     def look_closely(
-        session: Session, visitor: str, text: str | None, suggested: str, rounding: tuple[str, Problem | None]
+        session: Session,
+        text: str | None,
+        suggested: str,
+        rounding: tuple[str, Problem | None],
+        kept: view.Saved | None,
     ) -> tuple[Any, ...]:
-        """session, visitor, folder, suggested folder, rounding → `drawn`, once a sample of the weights was read."""
+        """The same, once a sample of the weights was read."""
         if rounding[0] != session.recipe_key:
             rounding = session.recipe_key, view.rounding_of(session)
-        return redraw(session, visitor, text, suggested, rounding)
-
-    def saved_of(visitor: str) -> view.Saved | None:
-        job = page.jobs.latest(visitor, KIND) if visitor else None
-        return job.result if job is not None and isinstance(job.result, view.Saved) else None
+        return redraw(session, text, suggested, rounding, kept)
 
     def choose_type(session: Session, dtype: str) -> Session:
         """session, type → session."""
@@ -177,14 +181,15 @@ def wire(tab: SaveTab, page: Page) -> None:
             yield ("" if at_folder else progress_html(job), *buttons, message)
 
     def finished(session: Session, visitor: str) -> tuple[Any, ...]:
-        """session, visitor → session and `result`."""
-        saved = saved_of(visitor)
-        if saved is None:
-            return session, gr.skip(), gr.skip(), gr.skip(), gr.skip()
-        kept = replace(session, saved=(saved.recipe_key, saved.folder or "a download"))
-        offer = gr.DownloadButton(value=saved.archive or None, visible=bool(saved.archive))
-        shown = view.saved_html(session, saved), offer, gr.Accordion(visible=True), view.card_body(saved.card)
-        return kept, *shown
+        """session, visitor → session, last saved, card and `result`; nothing after a merge that was not finished."""
+        job = page.jobs.latest(visitor, KIND) if visitor else None
+        if job is None or not isinstance(job.result, view.Saved):
+            return (gr.skip(),) * 6
+        saved = job.result
+        # On a reload the visitor's session may not have arrived yet: one that this merge is not of is left alone.
+        own = saved.recipe_key == session.recipe_key
+        marked = replace(session, saved=(saved.recipe_key, saved.folder or "a download")) if own else gr.skip()
+        return marked, saved, view.card_body(saved.card), *draw_result(session, saved)
 
     def attach(visitor: str) -> Iterator[tuple[Any, ...]]:
         """visitor → `outcome`: find a merge again after a reload."""
@@ -198,15 +203,15 @@ def wire(tab: SaveTab, page: Page) -> None:
         """visitor → nothing."""
         page.jobs.stop(visitor, KIND)
 
-    state = [page.session, page.visitor, tab.folder, tab.suggested, tab.rounding]
-    page.session.change(redraw, state, drawn, **private)
-    tab.place.select(look_closely, state, drawn, **private)
-    tab.dtype.input(choose_type, [page.session, tab.dtype], page.session, **private).then(
-        look_closely, state, drawn, **private
-    )
+    state = [page.session, tab.folder, tab.suggested, tab.rounding, tab.kept]
+    page.session.change(redraw, state, [*drawn, *result], **private)
+    tab.place.select(look_closely, state, [*drawn, *result], **private)
+    typed = tab.dtype.input(choose_type, [page.session, tab.dtype], page.session, **private)
+    typed.then(look_closely, state, [*drawn, *result], **private)
     tab.folder.blur(check_folder, [page.session, tab.folder], [tab.folder_found, tab.facts], **private)
+    ended = [page.session, tab.kept, tab.card, *result]
     ran = tab.save.click(run, [page.session, page.visitor, tab.folder], outcome, concurrency_limit=None, **private)
-    ran.then(finished, [page.session, page.visitor], [page.session, *result], **private)
+    ran.then(finished, [page.session, page.visitor], ended, **private)
     tab.stop.click(stop, page.visitor, None, queue=False, **private)
     found = page.blocks.load(attach, page.visitor, outcome, concurrency_limit=None, **private)
-    found.then(finished, [page.session, page.visitor], [page.session, *result], **private)
+    found.then(finished, [page.session, page.visitor], ended, **private)
