@@ -70,7 +70,7 @@ class TryTab:
 
 
 def build(settings: Settings) -> TryTab:
-    nothing = gr.HTML(elem_id="try-nothing", padding=False)
+    nothing = gr.HTML(visible=False, elem_id="try-nothing", padding=False)
     with gr.Column(visible=True, elem_id="try-chat") as chat_group:
         chat = _build_chat(settings, chat_group)
     with gr.Column(visible=False, elem_id="try-search") as search_group:
@@ -80,43 +80,44 @@ def build(settings: Settings) -> TryTab:
 
 
 def _build_chat(settings: Settings, group: gr.Column) -> ChatPart:
-    prompt = gr.Textbox(
-        view.CHAT_EXAMPLES[0],
-        label="Prompt",
-        lines=2,
-        max_lines=8,
-        max_length=settings.max_prompt_chars,
-        elem_id="try-prompt",
-    )
+    with gr.Row(elem_classes="ask"):
+        prompt = gr.Textbox(
+            view.CHAT_EXAMPLES[0],
+            label="Prompt",
+            lines=2,
+            max_lines=8,
+            max_length=settings.max_prompt_chars,
+            elem_id="try-prompt",
+            scale=1,
+            min_width=240,
+        )
+        with gr.Column(scale=0, min_width=150):
+            answer = gr.Button("Answer", variant="primary", elem_id="try-answer")
+            stop = gr.Button("Stop", variant="stop", visible=False, elem_id="try-stop")
     with gr.Row(elem_id="try-examples", elem_classes="examples-row"):
         examples = _example_buttons("try-example", [view.example_label(text) for text in view.CHAT_EXAMPLES])
-    columns = gr.CheckboxGroup(label="Beside the merge", elem_id="try-columns")
+    longest = min(settings.max_new_tokens, 512)
     with gr.Row(elem_id="try-settings"):
-        temperature = gr.Slider(
-            0.05, 1.5, 0.2, step=0.05, label="Randomness", info="near 0: the likeliest words", elem_id="try-temperature"
-        )
-        longest = min(settings.max_new_tokens, 512)
+        columns = gr.CheckboxGroup(label="Beside the merge", elem_id="try-columns", scale=2, min_width=300)
+        temperature = gr.Slider(0.05, 1.5, 0.2, step=0.05, label="Randomness", elem_id="try-temperature", min_width=180)
         length = gr.Slider(
-            8, longest, min(DEFAULT_LENGTH, longest), step=8, label="Length", info="tokens", elem_id="try-length"
+            8,
+            longest,
+            min(DEFAULT_LENGTH, longest),
+            step=8,
+            label="Length in tokens",
+            elem_id="try-length",
+            min_width=180,
         )
+    with gr.Accordion("More settings", open=False, elem_id="try-more"), gr.Row():
         greedy = gr.Checkbox(
             False, label="Always the likeliest", info="no randomness at all", elem_id="try-greedy", min_width=160
         )
-    with gr.Accordion("More settings", open=False, elem_id="try-more"), gr.Row():
         top_p = gr.Slider(
-            0.1,
-            1.0,
-            0.9,
-            step=0.05,
-            label="Top-p",
-            info="draw among the likeliest with this share",
-            elem_id="try-top-p",
+            0.1, 1.0, 0.9, step=0.05, label="Top-p", info="the likeliest tokens only", elem_id="try-top-p"
         )
         penalty = gr.Slider(1.0, 2.0, 1.1, step=0.05, label="Repetition penalty", info="1: none", elem_id="try-penalty")
         seed = gr.Number(0, precision=0, minimum=0, label="Seed", info="the same for all columns", elem_id="try-seed")
-    with gr.Row(elem_classes="actions"):
-        answer = gr.Button("Answer", variant="primary", elem_id="try-answer", scale=0, min_width=160)
-        stop = gr.Button("Stop", variant="stop", visible=False, elem_id="try-stop", scale=0, min_width=120)
     progress = gr.HTML(elem_id="try-progress", padding=False)
     answers = gr.HTML(elem_id="try-answers", padding=False)
     return ChatPart(
@@ -127,23 +128,23 @@ def _build_chat(settings: Settings, group: gr.Column) -> ChatPart:
 
 def _build_search(group: gr.Column) -> SearchPart:
     first = view.SEARCH_EXAMPLES[0]
-    with gr.Row():
-        with gr.Column(scale=1, min_width=300):
-            query = gr.Textbox(first.query, label="Query", lines=2, elem_id="try-query")
-        with gr.Column(scale=2, min_width=300):
-            passages = gr.Textbox(
-                "\n".join(first.passages),
-                label="Passages, one on each line",
-                lines=5,
-                max_lines=12,
-                elem_id="try-passages",
-            )
+    with gr.Row(elem_classes="ask"):
+        query = gr.Textbox(first.query, label="Query", lines=3, elem_id="try-query", scale=1, min_width=240)
+        passages = gr.Textbox(
+            "\n".join(first.passages),
+            label="Passages, one on each line",
+            lines=5,
+            max_lines=12,
+            elem_id="try-passages",
+            scale=2,
+            min_width=280,
+        )
+        with gr.Column(scale=0, min_width=150):
+            rank = gr.Button("Rank", variant="primary", elem_id="try-rank")
+            stop = gr.Button("Stop", variant="stop", visible=False, elem_id="try-search-stop")
     with gr.Row(elem_classes="examples-row"):
         labels = [view.example_label(example.query) for example in view.SEARCH_EXAMPLES]
         examples = _example_buttons("try-search-example", labels)
-    with gr.Row(elem_classes="actions"):
-        rank = gr.Button("Rank", variant="primary", elem_id="try-rank", scale=0, min_width=160)
-        stop = gr.Button("Stop", variant="stop", visible=False, elem_id="try-search-stop", scale=0, min_width=120)
     progress = gr.HTML(elem_id="try-search-progress", padding=False)
     found = gr.HTML(elem_id="try-found", padding=False)
     heatmaps = gr.Plot(show_label=False, visible=False, elem_id="try-heatmaps")
@@ -173,6 +174,8 @@ def _result(job: JobView | None, kind: type[Any]) -> Any:
     if job is None:
         return None
     found = job.result if job.result is not None else job.step.data
+    if isinstance(found, view.Answers) and not job.active:
+        found = view.ended(found)
     return found if isinstance(found, kind) else None
 
 
@@ -183,22 +186,25 @@ def _wire_drawing(tab: TryTab, page: Page) -> None:
         search.query, search.passages, *search.examples,
     ]  # fmt: skip
 
-    def fill(session: Session, drawn: Any) -> list[Any]:
-        """session, drawn → drawn, fields: filled anew when the models or the rows are others, else left alone."""
+    def fill(session: Session, drawn: Any, prompt: str, chosen: list[str], query: str, passages: str) -> list[Any]:
+        """session, drawn, prompt, columns, query, passages → drawn, fields.
+
+        Filled anew when the models or the rows are others; what the visitor wrote or chose is left alone.
+        """
         key = (session.model_type, session.models, session.rows_hash)
         if drawn == key or not view.what_to_try(session):
             return [drawn, *[gr.skip()] * len(fields)]
         prompts, searches = view.chat_examples(session), view.search_examples(session)
-        own = _own_settings(session)
-        columns = gr.CheckboxGroup(choices=view.column_choices(session), value=view.default_columns(session))
+        kept = [model for model in chosen or [] if model in session.models] or view.default_columns(session)
+        columns = gr.CheckboxGroup(choices=view.column_choices(session), value=kept)
+        asked = prompts[0] if view.is_example(prompt, drawn) else gr.skip()
+        first = searches[0]
+        search_text = (first.query, "\n".join(first.passages)) if view.is_example(query, drawn) else [gr.skip()] * 2
+        own = _own_settings(session) if drawn is None or drawn[1] != session.models else None
+        drawing = [own.temperature, own.top_p, own.repetition_penalty, own.greedy] if own else [gr.skip()] * 4
         chat_buttons = _labels(prompts, len(chat.examples))
         search_buttons = _labels([example.query for example in searches], len(search.examples))
-        first = searches[0]
-        drawing = [own.temperature, own.top_p, own.repetition_penalty, own.greedy] if own else [gr.skip()] * 4
-        return [
-            key, columns, prompts[0], *chat_buttons, *drawing,
-            first.query, "\n".join(first.passages), *search_buttons,
-        ]  # fmt: skip
+        return [key, columns, asked, *chat_buttons, *drawing, *search_text, *search_buttons]
 
     def redraw(session: Session, visitor: str) -> list[Any]:
         """session, visitor → what is shown: results keep their recipe's name and are greyed when it is an old one."""
@@ -206,7 +212,7 @@ def _wire_drawing(tab: TryTab, page: Page) -> None:
         kind = view.what_to_try(session)
         answers, found = _result(job, view.Answers), _result(job, view.Found)
         return [
-            note_html(view.nothing_to_try(session)),
+            gr.HTML(note_html(view.nothing_to_try(session)), visible=not kind),
             gr.Column(visible=kind == "chat"),
             gr.Column(visible=kind == "search"),
             view.answers_html(answers, session),
@@ -216,7 +222,8 @@ def _wire_drawing(tab: TryTab, page: Page) -> None:
         ]
 
     shown = [tab.nothing, chat.group, search.group, chat.answers, chat.answer, search.found, search.rank]
-    page.session.change(fill, [page.session, tab.drawn], [tab.drawn, *fields], **_private())
+    typed = [chat.prompt, chat.columns, search.query, search.passages]
+    page.session.change(fill, [page.session, tab.drawn, *typed], [tab.drawn, *fields], **_private())
     page.session.change(redraw, [page.session, page.visitor], shown, **_private())
 
 
@@ -230,9 +237,8 @@ def _wire_chat(chat: ChatPart, page: Page) -> None:
     def follow(visitor: str, session: Session, job: str) -> Iterator[tuple[Any, ...]]:
         for now in page.jobs.follow(visitor, job):
             answers = _result(now, view.Answers)
-            shown = view.answers_html(answers, session) if answers else gr.skip()
-            label = "Answer again" if answers and not now.active else "Answer"
-            yield progress_html(now), shown, gr.Button(label, visible=not now.active), gr.Button(visible=now.active)
+            shown = view.answers_html(answers, session) if answers or not now.active else gr.skip()
+            yield progress_html(now), shown, gr.Button("Answer", visible=not now.active), gr.Button(visible=now.active)
 
     def answer(
         session: Session, visitor: str, prompt: str, chosen: list[str], temperature: float, length: float,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from components.naming import middle_cut, short_name
 from components.palette import BASE, MERGED
@@ -77,7 +77,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a column says so far. `state`: waiting | merging | writing | done."""
+    """What a column says so far. `state`: waiting | merging | writing | done | stopped."""
 
     name: str
     text: str = ""
@@ -215,6 +215,20 @@ def search_examples(session: Session) -> tuple[SearchExample, ...]:
     return tuple(found)
 
 
+def is_example(text: str, drawn: object) -> bool:
+    """Whether a field holds an example, so that another may take its place. `drawn` None: nobody has touched it yet."""
+    known = {*CHAT_EXAMPLES, *(example.query for example in SEARCH_EXAMPLES)}
+    return drawn is None or not text.strip() or text in known
+
+
+def ended(answers: Answers) -> Answers | None:
+    """Answers whose job has ended: what is not done was stopped; None when nothing was said at all."""
+    if not any(column.text for column in answers.columns):
+        return None if any(column.state != "done" for column in answers.columns) else answers
+    columns = tuple(c if c.state == "done" else replace(c, state="stopped") for c in answers.columns)
+    return replace(answers, columns=columns)
+
+
 def example_label(text: str) -> str:
     """A prompt as a button says it: what comes after the instruction, cut in the middle."""
     head, colon, rest = text.partition(": ")
@@ -229,7 +243,9 @@ def cards(answers: Answers, session: Session) -> list[Card]:
     for answer in answers.columns:
         merged = answer.name == MERGED_NAME
         tint = MERGED if merged else color.get(answer.name, BASE)
-        state = {"waiting": "waiting", "merging": "merging in memory", "writing": "writing"}.get(answer.state, "")
+        state = {"waiting": "waiting", "merging": "merging in memory", "writing": "writing", "stopped": "stopped"}.get(
+            answer.state, ""
+        )
         speed = f"{answer.tokens} tokens in {answer.seconds:.1f} s" if answer.state == "done" and answer.tokens else ""
         source = " · ".join(part for part in (answers.mix if merged else "", state, speed) if part)
         text = answer.text or ("(an empty answer)" if answer.state == "done" else "")
