@@ -40,7 +40,7 @@ class LiveResult:
 
 def recorded_table(session: Session, cache: MeasurementCache) -> LossTable | None:
     """The losses recorded for the demo's rows, without running a model; None when there are none."""
-    return recorded_losses(session.models, session.model_type, session.rows, cache)
+    return recorded_losses(session.models, session.model_type, session.measured_rows, cache)
 
 
 def answers_of(job: JobView | None) -> LiveAnswers | None:

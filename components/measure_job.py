@@ -35,7 +35,7 @@ def work(
     check(session, settings)
 
     def run(stop: threading.Event) -> Generator[Step, None, LossTable]:
-        models, rows, model_type = session.models, session.rows, session.model_type
+        models, rows, model_type = session.models, session.measured_rows, session.model_type
         if not fresh:
             recorded = recorded_losses(models, model_type, rows, cache)
             if recorded is not None and not recorded.other_base:
@@ -69,7 +69,7 @@ def work(
                 yield Step(
                     f"{short_name(event.model)}: {count} of {len(rows)} rows",
                     event.done / event.total,
-                    MeasuredSoFar(session.rows_hash, models, losses),
+                    MeasuredSoFar(session.measured_hash, models, losses),
                 )
 
     return run
@@ -79,13 +79,14 @@ def check(session: Session, settings: Settings) -> None:
     """Raise MergeError, in one sentence, when the session cannot be measured."""
     if len(session.models) < 2:
         raise MergeError("There are fewer than two models to compare: choose them in Models first.", field="models")
-    if not session.rows:
+    if not session.measured_rows:
         raise MergeError("There are no example rows to measure on: add some in Examples first.", field="examples")
     if session.model_type == "reranker":
         raise MergeError("Rerankers cannot be measured yet: set the shares by hand.", field="models")
-    if len(session.rows) > settings.max_rows:
+    count = len(session.measured_rows)
+    if count > settings.max_rows:
         raise MergeError(
-            f"These are {len(session.rows)} rows and at most {settings.max_rows} can be measured here: use fewer rows.",
+            f"These are {count} rows and at most {settings.max_rows} can be measured here: use fewer rows.",
             field="examples",
         )
     if len(session.models) > settings.max_models + 1:

@@ -28,7 +28,8 @@ class Session:
 
     base, fine_tunes    references as `llm_merge.checkpoint.open_checkpoint` reads them; "" means not chosen yet
     include_base        the base takes a share of the mix too
-    rows                all example rows, normalised, each with its "task"
+    rows                all example rows, normalised, each with its "task"; from 20 of the visitor's own rows up, a part
+                        is held out for the scoreboard and never measured for shares (`measured_rows` has the others)
     rows_from           where they come from, as a person would say it: "Verse + Dictionary (demo)"
     demo_tasks          the demo tasks the rows are, () for the visitor's own rows
     losses              measured losses, of these rows or of earlier ones (see `table`)
@@ -44,6 +45,8 @@ class Session:
     rows_from: str = ""
     demo_tasks: tuple[str, ...] = ()
     rows_hash: str = ""
+    measured_rows: tuple[Row, ...] = field(default=(), hash=False)  # those that decide the shares; the rest is held out
+    measured_hash: str = ""
     losses: LossTable | None = field(default=None, repr=False)
     temperature: float = DEFAULT_TEMPERATURE
     by_hand: tuple[float, ...] = ()
@@ -66,7 +69,7 @@ class Session:
     def table(self) -> LossTable | None:
         """The losses, if they were measured on these rows and cover every mixed model; else None."""
         table = self.losses
-        if table is None or not self.rows or table.rows_hash != self.rows_hash:
+        if table is None or not self.rows or table.rows_hash != self.measured_hash:
             return None
         return table if all(model in table.models for model in self.mixed) else None
 
@@ -126,11 +129,20 @@ class Session:
         return changed
 
     def with_rows(self, rows: Sequence[Row], rows_from: str, demo_tasks: Sequence[str]) -> Session:
-        from llm_merge.examples import rows_hash
+        """Other rows. A demo set has held-out rows of its own, so all of it is measured."""
+        from llm_merge.examples import rows_hash, split
 
         kept = tuple(rows)
-        digest = rows_hash(kept) if kept else ""
-        return replace(self, rows=kept, rows_from=rows_from, demo_tasks=tuple(demo_tasks), rows_hash=digest)
+        measured = kept if demo_tasks else split(kept).work
+        return replace(
+            self,
+            rows=kept,
+            rows_from=rows_from,
+            demo_tasks=tuple(demo_tasks),
+            rows_hash=rows_hash(kept) if kept else "",
+            measured_rows=measured,
+            measured_hash=rows_hash(measured) if measured else "",
+        )
 
     def with_losses(self, table: LossTable | None) -> Session:
         return replace(self, losses=table)

@@ -47,7 +47,7 @@ class WeightsTab:
 def build(settings: Settings) -> WeightsTab:
     with gr.Row(elem_id="weights-row"):
         with gr.Column(scale=5, min_width=320):
-            missing = gr.HTML(elem_id="weights-missing")
+            missing = gr.HTML(view.missing_html(Session()), elem_id="weights-missing")
             with gr.Row(elem_id="weights-actions"):
                 measure = gr.Button("Measure", variant="primary", interactive=False, elem_id="measure", min_width=180)
                 stop = gr.Button("Stop", variant="stop", visible=False, elem_id="stop-measure", min_width=90)
@@ -111,7 +111,7 @@ def wire(tab: WeightsTab, page: Page) -> None:
         losses, figure = view.measured(session), None
         if losses is not None:
             names, tints = view.chart_names(session, losses)
-            figure = loss_dots(losses, names, tints, [view.example_text(row) for row in session.rows])
+            figure = loss_dots(losses, names, tints, [view.example_text(row) for row in session.measured_rows])
         return view.source_html(session), table, gr.Accordion(visible=figure is not None), figure
 
     def choose(session: Session, choice: Choice) -> Session:
@@ -149,7 +149,7 @@ def wire(tab: WeightsTab, page: Page) -> None:
         costs.forget()
         now = page.jobs.latest(visitor, KIND) if visitor else None
         table = now.result if now is not None else None
-        if not isinstance(table, LossTable) or table.rows_hash != session.rows_hash:
+        if not isinstance(table, LossTable) or table.rows_hash != session.measured_hash:
             return session
         return session.with_losses(table) if set(session.models) <= set(table.models) else session
 
@@ -187,7 +187,7 @@ class _Costs:
 
     def of(self, session: Session) -> Estimate | None:
         """The estimate; None for models and rows that cannot be measured, of which other places say why."""
-        if len(session.models) < 2 or not session.rows:
+        if len(session.models) < 2 or not session.measured_rows:
             return None
         key, settings = self._key(session), self._page.settings
         if key not in self._known:
@@ -197,7 +197,7 @@ class _Costs:
                 self._known[key] = estimate(
                     session.models,
                     session.model_type,
-                    session.rows,
+                    session.measured_rows,
                     self._page.measurements,
                     gpu=settings.device.startswith("cuda"),
                     fresh=view.is_fresh(session),
@@ -211,4 +211,4 @@ class _Costs:
         self._known.clear()
 
     def _key(self, session: Session) -> tuple[Any, ...]:
-        return (session.models, session.model_type, session.rows_hash, view.is_fresh(session))
+        return (session.models, session.model_type, session.measured_hash, view.is_fresh(session))

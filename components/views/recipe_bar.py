@@ -65,7 +65,7 @@ def _facts(session: Session, settings: Settings) -> list[str]:
     facts = [origin[session.origin]]
     if session.rows:
         measured = "measured" if session.table is not None else "not measured yet"
-        facts.append(f"{len(session.rows)} rows {measured}")
+        facts.append(f"{len(session.measured_rows)} rows {measured}")
     else:
         facts.append("no examples")
     facts.append(device_name(settings.device))

@@ -180,7 +180,8 @@ def saved_html(session: Session, saved: Saved | None) -> str:
     """What was written, where, and how long it took; greyed once the recipe is another one."""
     if saved is None:
         return ""
-    what = f"{saved.tensors} tensors, {size_text(saved.nbytes)}, in {seconds(saved.seconds)}"
+    took = seconds(saved.seconds) if saved.seconds >= 1 else "less than a second"
+    what = f"{saved.tensors} tensors, {size_text(saved.nbytes)}, in {took}"
     where = "Ready to download" if saved.archive else f"Saved to {saved.folder}"
     if saved.recipe_key == session.recipe_key:
         return note_html(f"{where}: {what}.", "good")
@@ -200,7 +201,7 @@ def provenance(session: Session) -> Provenance:
         notes = ("The weights were set by hand.",) if session.origin == "hand" else ("All models share equally.",)
         return Provenance(notes=notes)
     return Provenance(
-        losses=losses, temperature=session.temperature, rows=len(session.rows), rows_hash=session.rows_hash
+        losses=losses, temperature=session.temperature, rows=len(session.measured_rows), rows_hash=session.measured_hash
     )
 
 

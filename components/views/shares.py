@@ -12,7 +12,7 @@ from llm_merge.errors import RecipeError
 
 def widget_of(session: Session) -> dict[str, Any]:
     """The widget's value: one row per model, the base among them even while it is left out."""
-    table = session.losses if session.losses is not None and session.losses.rows_hash == session.rows_hash else None
+    table = session.losses if session.losses is not None and session.losses.rows_hash == session.measured_hash else None
     rows = [
         WidgetRow(
             name=short_name(model),

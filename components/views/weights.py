@@ -49,7 +49,7 @@ def is_fresh(session: Session) -> bool:
 
 def measure_button(session: Session, cost: Estimate | None) -> MeasureButton:
     """The button for the session; `cost` is None while it cannot be told."""
-    if len(session.models) < 2 or not session.rows or session.model_type == "reranker":
+    if len(session.models) < 2 or not session.measured_rows or session.model_type == "reranker":
         return MeasureButton("Measure", enabled=False)
     time = f" (≈ {duration(cost.seconds)})" if cost is not None else ""
     table = session.table
@@ -77,9 +77,9 @@ def missing_html(session: Session) -> str:
         return note_html("Rerankers cannot be measured yet: set the shares by hand.")
     if len(session.models) < 2:
         return note_html("Choose at least two models first, in Models.")
-    if not session.rows:
+    if not session.measured_rows:
         return note_html("Add examples first, in Examples: the losses on them decide the shares.")
-    if session.losses is not None and session.losses.rows_hash != session.rows_hash:
+    if session.losses is not None and session.losses.rows_hash != session.measured_hash:
         return note_html("The examples have changed since these models were measured: measure again.", "warning")
     return ""
 
@@ -106,30 +106,30 @@ def source_html(session: Session) -> str:
 def table_html(session: Session, so_far: MeasuredSoFar | None, *, active: bool = False) -> str:
     """Losses of models on rows: those under way (`active`), else the session's, else what a stop left, else dots."""
     models = session.models
-    if not session.rows or not models:
+    if not session.measured_rows or not models:
         return ""
-    fits = so_far is not None and (so_far.rows_hash, so_far.models) == (session.rows_hash, models)
+    fits = so_far is not None and (so_far.rows_hash, so_far.models) == (session.measured_hash, models)
     table = measured(session)
     if so_far is not None and fits and (active or table is None):
         losses: Losses = so_far.losses
     elif table is not None:
-        losses = [table.of(model) if model in table.models else [None] * len(session.rows) for model in models]
+        losses = [table.of(model) if model in table.models else [None] * len(session.measured_rows) for model in models]
     else:
-        losses = [[None] * len(session.rows)] * len(models)
-    return losses_html(models, losses, session.rows, colors(session))
+        losses = [[None] * len(session.measured_rows)] * len(models)
+    return losses_html(models, losses, session.measured_rows, colors(session))
 
 
 def measured(session: Session) -> LossTable | None:
     """The session's losses if they are of its rows; they may lack a model."""
     table = session.losses
-    return table if table is not None and session.rows and table.rows_hash == session.rows_hash else None
+    return table if table is not None and session.measured_rows and table.rows_hash == session.measured_hash else None
 
 
 def drawing_key(session: Session) -> str:
     """Equal keys: the same table and chart. Moving the temperature changes neither."""
     table = measured(session)
     made = (table.models, table.dates, table.losses) if table is not None else ()
-    return f"{session.models}{session.rows_hash}{session.model_type}{session.rows_from}{hash(made)}"
+    return f"{session.models}{session.measured_hash}{session.model_type}{session.rows_from}{hash(made)}"
 
 
 def losses_html(models: Sequence[str], losses: Losses, rows: Sequence[Row], color: dict[str, str]) -> str:

@@ -86,3 +86,13 @@ def test_rows_of_another_shape_go_with_the_model_type() -> None:
 
 def test_the_same_model_twice_counts_once() -> None:
     assert Session(base="base", fine_tunes=("a", "a", "", "base")).models == ("base", "a")
+
+
+def test_held_out_rows_never_decide_the_shares() -> None:
+    rows = [{"input": f"question {i}", "output": "answer", "task": "t"} for i in range(24)]
+    session = Session(base="base", fine_tunes=("a", "b")).with_rows(rows, "mine", ())
+    assert (len(session.measured_rows), len(session.rows)) == (18, 24)
+    demo = session.with_rows(rows, "demo", ("t",))
+    assert demo.measured_rows == demo.rows
+    few = session.with_rows(rows[:5], "mine", ())
+    assert few.measured_rows == few.rows

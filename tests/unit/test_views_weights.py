@@ -68,7 +68,7 @@ def test_one_more_model_is_measured_without_measuring_the_others_again(session: 
     ("change", "words"),
     [
         ({"fine_tunes": ()}, "Choose at least two models first, in Models."),
-        ({"rows": (), "rows_hash": ""}, "Add examples first, in Examples: the losses on them decide the shares."),
+        ({"rows": (), "measured_rows": ()}, "Add examples first, in Examples: the losses on them decide the shares."),
         ({"model_type": "reranker"}, "Rerankers cannot be measured yet: set the shares by hand."),
     ],
 )
