@@ -27,6 +27,20 @@ from llm_merge.errors import MergeError
 
 AT_FIRST = 2  # fine-tune fields shown
 
+# Tab out of a Gradio 6.31 dropdown moves into its list when that can scroll, and opens the list again behind one's
+# back. Here Tab goes to the next control, and leaving the field closes its list, for every dropdown of the page.
+LEAVE_LISTS = """
+if (!window.leaveLists) {
+  window.leaveLists = true;
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "Tab" || event.target.getAttribute("role") !== "combobox") return;
+    event.stopPropagation();
+    const list = document.getElementById(event.target.getAttribute("aria-controls"));
+    if (list) list.tabIndex = -1;
+  }, true);
+}
+"""
+
 CHAT_DEMO = ("decoder", "smollm2", ("king-james", "dictionary"))
 SEARCH_DEMO = ("encoder", "minilm", ("spanish-search", "reverse-dictionary"))
 
@@ -64,7 +78,12 @@ def build(settings: Settings) -> ModelsTab:
     typed: dict[str, Any] = {"allow_custom_value": not settings.public, "filterable": True, "value": None}
     hint = "Choose from the list" + ("." if settings.public else ", or paste a folder or a hub id such as org/name.")
     with gr.Row(elem_id="models-demos"):
-        gr.HTML("<p>Start from a demo, or choose your own models below.</p>", elem_id="models-intro")
+        gr.HTML(
+            "<p>Start from a demo, or choose your own models below.</p>",
+            elem_id="models-intro",
+            js_on_load=LEAVE_LISTS,
+            min_width=300,
+        )
         chat_demo = gr.Button("Chat demo", size="sm", elem_id="chat-demo", min_width=120, scale=0)
         search_demo = gr.Button("Search demo", size="sm", elem_id="search-demo", min_width=120, scale=0)
     with gr.Row(elem_id="models-row"):
@@ -90,7 +109,7 @@ def build(settings: Settings) -> ModelsTab:
                 with gr.Group(visible=place <= AT_FIRST, elem_id=f"model-tune-{place}-group") as group:
                     with gr.Row(elem_classes="model-line", equal_height=True):
                         field = gr.Dropdown(
-                            fine_tune_choices(settings),
+                            fine_tune_choices(settings, "decoder"),
                             label=f"Fine-tune {place}",
                             elem_id=f"model-tune-{place}",
                             scale=1,
@@ -139,46 +158,64 @@ def wire(tab: ModelsTab, page: Page) -> None:
     shown += [tab.add, tab.summary, tab.count, tab.drawn]
     places = len(tab.fine_tunes)
 
-    def draw(session: Session, models: view.Models, count: int, texts: Sequence[str] | None = None) -> list[Any]:
-        """What `shown` becomes; the session is the one that the page will have. `texts`: what stands in the fields, so
-        that a field that holds its text already is left alone.
+    def draw(
+        session: Session,
+        models: view.Models,
+        count: int,
+        wanted: int,
+        texts: Sequence[str] | None = None,
+        relist: bool = True,
+    ) -> list[Any]:
+        """What `shown` becomes; the session is the one that the page will have.
+
+        `count` fine-tunes are visible now, at least `wanted` will be. `texts` is what stands in the fields: what is
+        right already is left alone, because drawing it anew would take the focus out of it. `relist`: the lists offer
+        another type's models.
         """
-        count = min(max(count, AT_FIRST, *(n for n, tune in enumerate(models.fine_tunes, 1) if tune.text)), places)
+        before, used = count, [place for place, tune in enumerate(models.fine_tunes, 1) if tune.text]
+        count = min(max(AT_FIRST, wanted, *used), places)
         padded = [models.base, *models.fine_tunes, *[view.Field()] * places][: places + 1]
-        lists = [base_choices(settings), *[fine_tune_choices(settings, models.detected)] * places]
+        lists = [base_choices(settings), *[fine_tune_choices(settings, session.model_type)] * places]
 
         def dropdown(place: int) -> Any:
             text = padded[place].text
-            if texts is not None and text == texts[place]:
+            if texts is not None and text == texts[place] and not (relist and place):
                 return gr.skip()
             return gr.Dropdown(choices=lists[place], value=text or None, allow_custom_value=not settings.public)
 
         updates: list[Any] = [session.model_type, view.type_html(session.model_type, models)]
         updates += [dropdown(0), view.field_html(models.base)]
         for place in range(1, places + 1):
-            updates += [gr.Group(visible=place <= count), dropdown(place), view.field_html(padded[place])]
+            seen = gr.skip() if (place <= count) == (place <= before) else gr.Group(visible=place <= count)
+            updates += [seen, dropdown(place), view.field_html(padded[place])]
         drawn = (session.model_type, session.base, session.fine_tunes)
         return [*updates, gr.Button(interactive=count < places), view.summary_html(models), count, drawn]
 
     def apply(
-        session: Session, kind: str, count: int, texts: Sequence[str], before: Sequence[str], *, own_kind: bool = False
+        session: Session,
+        kind: str,
+        count: int,
+        held: Sequence[str],
+        texts: Sequence[str] | None = None,
+        *,
+        own_kind: bool = False,
     ) -> list[Any]:
-        """→ session and `shown` for these texts; `before` is what the fields hold now."""
+        """→ session and `shown`. `held` is what the fields hold now, `texts` what they shall hold if that differs."""
+        wanted = count if texts is None else count - 1
+        texts = held if texts is None else texts
         models = view.read_fields(texts[0], texts[1:], settings)
         known = kind if kind in view.TYPES else ""
         keep = own_kind or models.detected == "" or models.chosen[0] == session.base != ""
         session = view.next_session(session, models, known if keep else "")
-        return [session, *draw(session, models, count, before)]
+        return [session, *draw(session, models, count, wanted, held, own_kind or session.model_type != kind)]
 
     def changed(session: Session, kind: str, count: int, *texts: Any) -> list[Any]:
         """session, type, count, fields → session, shown."""
-        held = _texts(texts)
-        return apply(session, kind, count, held, held)
+        return apply(session, kind, count, _texts(texts))
 
     def kind_changed(session: Session, kind: str, count: int, *texts: Any) -> list[Any]:
         """session, type, count, fields → session, shown: the visitor's own type counts."""
-        held = _texts(texts)
-        return apply(session, kind, count, held, held, own_kind=True)
+        return apply(session, kind, count, _texts(texts), own_kind=True)
 
     def fetch(*texts: Any) -> Iterator[tuple[str, Any]]:
         """fields → progress, stop: downloads and converts what opening the fields needs, before they are opened."""
@@ -199,11 +236,11 @@ def wire(tab: ModelsTab, page: Page) -> None:
             yield [gr.skip()] * len(shown)  # a generator that yields nothing would empty them
             return
         base, tunes = view.fields_of(session, places)
-        yield draw(session, view.read_fields(base, tunes, settings), count)
+        yield draw(session, view.read_fields(base, tunes, settings), count, AT_FIRST)
         if unprepared(session.models):
             for _ in prepare_steps(session.models):
                 pass
-            yield draw(session, view.read_fields(base, tunes, settings), count)
+            yield draw(session, view.read_fields(base, tunes, settings), count, AT_FIRST)
 
     def add(count: int) -> list[Any]:
         """count → count, groups, add button."""
@@ -216,7 +253,7 @@ def wire(tab: ModelsTab, page: Page) -> None:
             """session, type, count, fields → session, shown: one fine-tune less, the later ones move up."""
             held = _texts(texts)
             kept = [text for number, text in enumerate(held) if number != place]
-            return apply(session, kind, count - 1, [*kept, ""], held)
+            return apply(session, kind, count, held, [*kept, ""])
 
         return removed
 
