@@ -47,7 +47,6 @@ SCORED: dict[str, list[Mix]] = {
         {"king-james-overtrained": 1},
         {"king-james": 0.5, "dictionary": 0.5},
         {"smollm2": 0.5, "king-james-overtrained": 0.5},
-        {"smollm2": 1 / 3, "king-james": 1 / 3, "dictionary": 1 / 3},
     ],
     "encoder": [
         {"minilm": 1},
@@ -56,7 +55,6 @@ SCORED: dict[str, list[Mix]] = {
         {"spanish-search-overtrained": 1},
         {"spanish-search": 0.5, "reverse-dictionary": 0.5},
         {"minilm": 0.5, "spanish-search-overtrained": 0.5},
-        {"minilm": 1 / 3, "spanish-search": 1 / 3, "reverse-dictionary": 1 / 3},
     ],
 }
 ANSWERED: list[Mix] = [
@@ -68,7 +66,7 @@ ANSWERED: list[Mix] = [
     {"smollm2": 0.5, "king-james-overtrained": 0.5},
 ]
 # Held-out rows, picked by hand because the difference is easy to see in them.
-PROMPTS = {"verse": (1, 5), "dictionary": (0, 1)}
+PROMPTS = {"verse": (5, 26), "dictionary": (15, 20)}
 STYLED: list[Mix] = [{"smollm2": 1}, {"king-james": 1}, {"dictionary": 1}, {"king-james": 0.5, "dictionary": 0.5}]
 STYLED_ROWS = 50
 DICTIONARY_FORM = re.compile(r"^\((noun|verb|adjective|adverb)\) ")
