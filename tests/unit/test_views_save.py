@@ -165,6 +165,7 @@ def test_what_was_saved_is_greyed_when_the_recipe_changes(session: Session) -> N
     assert 'class="stale"' in stale
     assert "The recipe has changed since: save again for the new one." in stale
     assert "Ready to download" in view.saved_html(session, replace(saved, archive="/tmp/x.zip"))
+    assert "in less than a second." in view.saved_html(session, replace(saved, seconds=0.2))
 
 
 def test_the_card_is_shown_without_its_front_matter() -> None:
