@@ -66,7 +66,7 @@ ANSWERED: list[Mix] = [
     {"smollm2": 0.5, "king-james-overtrained": 0.5},
 ]
 # Held-out rows, picked by hand because the difference is easy to see in them.
-PROMPTS = {"verse": (5, 26), "dictionary": (15, 20)}
+PROMPTS = {"verse": (20, 5), "dictionary": (13, 25)}
 STYLED: list[Mix] = [{"smollm2": 1}, {"king-james": 1}, {"dictionary": 1}, {"king-james": 0.5, "dictionary": 0.5}]
 STYLED_ROWS = 50
 DICTIONARY_FORM = re.compile(r"^\((noun|verb|adjective|adverb)\) ")
