@@ -19,7 +19,7 @@ _latest: dict[str, tuple[str, float]] = {}  # what the thread whose turn it is s
 
 def unprepared(references: Sequence[str]) -> tuple[str, ...]:
     """Keys of the demo bases that these references need and that are not ready."""
-    needed = {}
+    needed: dict[str, None] = {}
     for model in DEMO_MODELS:
         if demo_path(model.key) in references and not is_prepared(model.key):
             needed[model.base or model.key] = None

@@ -20,7 +20,8 @@ from components.session import Session
 from components.settings import Settings
 from components.views import start as view
 from components.views.shares import apply_choice, widget_of
-from components.widgets.temperature import Choice, WeightTemperature
+from components.widgets.choice import Choice
+from components.widgets.temperature import WeightTemperature
 from llm_merge.demo import demo_examples, demo_path
 from llm_merge.errors import MergeError
 

@@ -22,7 +22,8 @@ from components.session import Session
 from components.settings import Settings
 from components.views import weights as view
 from components.views.shares import apply_choice, widget_of
-from components.widgets.temperature import Choice, WeightTemperature
+from components.widgets.choice import Choice
+from components.widgets.temperature import WeightTemperature
 from llm_merge.errors import MergeError
 from llm_merge.measurements import Estimate, LossTable, estimate
 

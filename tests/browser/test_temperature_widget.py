@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from components.widgets.temperature import HERE, Choice, WeightTemperature, WidgetRow, widget_value
+from components.widgets.choice import Choice, WidgetRow, widget_value
+from components.widgets.temperature import HERE, WeightTemperature
 from llm_merge.errors import RecipeError
 from llm_merge.weights import shares, validate_temperature
 from tests.browser.conftest import MakePage, free_port

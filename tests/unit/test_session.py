@@ -62,7 +62,7 @@ def test_hand_shares_hold_until_the_models_change_or_the_temperature_is_used() -
 
 
 def test_wrong_shares_and_temperatures_are_refused_in_the_cores_words() -> None:
-    with pytest.raises(RecipeError, match="sum to 0.9"):
+    with pytest.raises(RecipeError, match=r"sum to 0\.9"):
         chosen().with_hand_shares((0.5, 0.4))
     with pytest.raises(RecipeError, match="finite"):
         chosen().with_hand_shares((float("nan"), 1.0))
