@@ -29,9 +29,7 @@ test: check
 	$(BIN)/python tests/browser/chromium.py
 	$(BIN)/python -m pytest
 
-# Gradio writes a stub beside every component of ours, which would hide the source from the type check.
 check: $(TEST_INSTALLED)
-	@rm -f components/widgets/*.pyi
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

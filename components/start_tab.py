@@ -19,8 +19,8 @@ from components.recorded import recorded_answers, recorded_scores
 from components.session import Session
 from components.settings import Settings
 from components.views import start as view
+from components.views.choice import Choice
 from components.views.shares import apply_choice, widget_of
-from components.widgets.choice import Choice
 from components.widgets.temperature import WeightTemperature
 from llm_merge.demo import demo_examples, demo_path
 from llm_merge.errors import MergeError

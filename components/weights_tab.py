@@ -21,8 +21,8 @@ from components.page import Page
 from components.session import Session
 from components.settings import Settings
 from components.views import weights as view
+from components.views.choice import Choice
 from components.views.shares import apply_choice, widget_of
-from components.widgets.choice import Choice
 from components.widgets.temperature import WeightTemperature
 from llm_merge.errors import MergeError
 from llm_merge.measurements import Estimate, LossTable, estimate

@@ -6,7 +6,7 @@ from typing import Any
 
 from components.naming import short_name
 from components.session import Session
-from components.widgets.choice import Choice, WidgetRow, widget_value
+from components.views.choice import Choice, WidgetRow, widget_value
 from llm_merge.errors import RecipeError
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from components.widgets.choice import Choice, read_choice, widget_value
+from components.views.choice import Choice, read_choice, widget_value
 from llm_merge.errors import RecipeError
 
 HERE = Path(__file__).resolve().parent

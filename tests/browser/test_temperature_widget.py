@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from components.widgets.choice import Choice, WidgetRow, widget_value
+from components.views.choice import Choice, WidgetRow, widget_value
 from components.widgets.temperature import HERE, WeightTemperature
 from llm_merge.errors import RecipeError
 from llm_merge.weights import shares, validate_temperature
