@@ -49,7 +49,7 @@ SEARCH_DEMO = ("encoder", "minilm", ("spanish-search", "reverse-dictionary"))
 class FineTune:
     """One fine-tune's place: its field, what was found, and the button that takes it away."""
 
-    group: gr.Group
+    group: gr.Column
     field: gr.Dropdown
     remove: gr.Button
     found: gr.HTML
@@ -106,8 +106,8 @@ def build(settings: Settings) -> ModelsTab:
         with gr.Column(scale=1, min_width=320):
             fine_tunes = []
             for place in range(1, settings.max_models + 1):
-                with gr.Group(visible=place <= AT_FIRST, elem_id=f"model-tune-{place}-group") as group:
-                    with gr.Row(elem_classes="model-line", equal_height=True):
+                with gr.Column(visible=place <= AT_FIRST, elem_classes="model-tune", min_width=300) as group:
+                    with gr.Row(elem_classes="model-line"):
                         field = gr.Dropdown(
                             fine_tune_choices(settings, "decoder"),
                             label=f"Fine-tune {place}",
@@ -186,7 +186,7 @@ def wire(tab: ModelsTab, page: Page) -> None:
         updates: list[Any] = [session.model_type, view.type_html(session.model_type, models)]
         updates += [dropdown(0), view.field_html(models.base)]
         for place in range(1, places + 1):
-            seen = gr.skip() if (place <= count) == (place <= before) else gr.Group(visible=place <= count)
+            seen = gr.skip() if (place <= count) == (place <= before) else gr.Column(visible=place <= count)
             updates += [seen, dropdown(place), view.field_html(padded[place])]
         drawn = (session.model_type, session.base, session.fine_tunes)
         return [*updates, gr.Button(interactive=count < places), view.summary_html(models), count, drawn]
@@ -245,7 +245,7 @@ def wire(tab: ModelsTab, page: Page) -> None:
     def add(count: int) -> list[Any]:
         """count → count, groups, add button."""
         count = min(count + 1, places)
-        groups = [gr.Group(visible=place <= count) for place in range(1, places + 1)]
+        groups = [gr.Column(visible=place <= count) for place in range(1, places + 1)]
         return [count, *groups, gr.Button(interactive=count < places)]
 
     def without(place: int) -> Any:
