@@ -66,8 +66,13 @@ ANSWERED: list[Mix] = [
     {"smollm2": 0.5, "king-james-overtrained": 0.5},
 ]
 # Held-out rows, picked by hand because the difference is easy to see in them.
-PROMPTS = {"verse": (20, 5), "dictionary": (13, 25)}
-STYLED: list[Mix] = [{"smollm2": 1}, {"king-james": 1}, {"dictionary": 1}, {"king-james": 0.5, "dictionary": 0.5}]
+PROMPTS = {"verse": (5, 0), "dictionary": (13, 25)}
+STYLED: list[tuple[Mix, tuple[str, ...]]] = [
+    ({"smollm2": 1}, ("verse", "dictionary")),
+    ({"king-james": 0.5, "dictionary": 0.5}, ("verse", "dictionary")),
+    ({"king-james": 1}, ("verse",)),
+    ({"dictionary": 1}, ("dictionary",)),
+]
 STYLED_ROWS = 50
 DICTIONARY_FORM = re.compile(r"^\((noun|verb|adjective|adverb)\) ")
 
@@ -213,13 +218,14 @@ def answers(lab: Lab) -> dict[str, Any]:
 
 def style(lab: Lab) -> dict[str, Any]:
     """On the first held-out prompts: how many answers have a King James word, how many begin like the dictionary's."""
-    settings = GenerationSettings(max_new_tokens=48)
+    settings = GenerationSettings(max_new_tokens=32)
     counts = []
-    for mix in STYLED:
+    has_style = {"verse": demo_data.is_king_james, "dictionary": DICTIONARY_FORM.match}
+    for mix, tasks in STYLED:
         found: dict[str, Any] = {"weights": rounded(mix), "n": STYLED_ROWS}
-        for task, has_style in (("verse", demo_data.is_king_james), ("dictionary", DICTIONARY_FORM.match)):
+        for task in tasks:
             rows = demo_examples("decoder", task, "heldout")[:STYLED_ROWS]
-            found[task] = sum(bool(has_style(lab.answer(mix, row["input"], settings))) for row in rows)
+            found[task] = sum(bool(has_style[task](lab.answer(mix, row["input"], settings))) for row in rows)
         counts.append(found)
     return {
         **stamp(lab),
@@ -275,7 +281,7 @@ def readme_table() -> str:
             name = " + ".join(
                 titles[k] if share == 1 else f"{share:.0%} {titles[k]}" for k, share in count["weights"].items()
             )
-            lines.append(f"| {name} | {count['verse']} | {count['dictionary']} |")
+            lines.append(f"| {name} | {count.get('verse', '')} | {count.get('dictionary', '')} |")
         lines.append("")
     return "\n".join(lines)
 
