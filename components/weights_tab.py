@@ -145,14 +145,17 @@ def wire(tab: WeightsTab, page: Page) -> None:
         if now is not None and now.active:
             yield from follow(visitor, session, now.id)
 
-    def finished(session: Session, visitor: str) -> Session:
-        """session, visitor → session: with the losses, if they are still those of its rows."""
+    def finished(session: Session, visitor: str) -> Any:
+        """session, visitor → session: with the losses, if they are still those of its rows.
+
+        Otherwise it is left alone: on load, the visitor's own may be arriving just now.
+        """
         costs.forget()
         now = page.jobs.latest(visitor, KIND) if visitor else None
         table = now.result if now is not None else None
         if not isinstance(table, LossTable) or table.rows_hash != session.measured_hash:
-            return session
-        return session.with_losses(table) if set(session.models) <= set(table.models) else session
+            return gr.skip()
+        return session.with_losses(table) if set(session.models) <= set(table.models) else gr.skip()
 
     def stop(visitor: str) -> None:
         """visitor → nothing."""
