@@ -30,17 +30,21 @@ TYPES = {
 """What the page calls the model types; a test compares with `llm_merge.families`, whose import would bring in torch."""
 
 
+WAITING = "The demo’s base model is being made ready: this happens once and takes some 20 seconds."
 ONE_FINE_TUNE = "One fine-tune: the base takes a share of the mix too. Weights can change that."
 
 
 @dataclass(frozen=True)
 class Field:
-    """One model field. `text` as it should stand there, `reference` what it means ("" until it opens)."""
+    """One model field. `text` as it should stand there, `reference` what it means ("" if it does not open), `waiting`
+    for a demo base that is being made ready and opens in a moment.
+    """
 
     text: str = ""
     reference: str = ""
     info: ModelInfo | None = None
     messages: tuple[tuple[str, str], ...] = ()  # (problem | warning | note, sentence)
+    waiting: bool = False
 
     def saying(self, kind: str, sentence: str) -> Field:
         if (kind, sentence) in self.messages:
@@ -177,8 +181,8 @@ def _open(text: str, settings: Settings, base: str = "") -> tuple[Field, Checkpo
         reference = resolve_choice(text, settings)
         if not reference:
             return Field(text.strip()), None
-        if keys := unprepared([reference, base]):
-            return Field(reference).saying("note", f"Being made ready, once ({', '.join(keys)})."), None
+        if unprepared([reference, base]):
+            return Field(reference, reference, waiting=True), None
         model = open_checkpoint(reference, base=base or None)
         if base and model.adapter and split_reference(reference)[1] is None:
             reference = f"{base}+{reference}"
@@ -193,6 +197,8 @@ def _checked(models: Models, opened: dict[str, Checkpoint]) -> Models:
 
     A fine-tune that does not fit is left out of the session until its problem is solved; the others go on.
     """
+    if any(found.waiting for found in models.fields):
+        return replace(models, messages=(("note", WAITING),))
     models, problems = _fitting(models)
     base, tunes = models.chosen
     references = list(dict.fromkeys(reference for reference in (base, *tunes) if reference))

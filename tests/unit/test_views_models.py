@@ -14,6 +14,7 @@ from components.settings import Settings
 from components.views.models import (
     ONE_FINE_TUNE,
     TYPES,
+    WAITING,
     Models,
     count_text,
     field_html,
@@ -162,6 +163,16 @@ def test_an_adapter_of_another_shape(tiny_llama: TinyFamily, tmp_path: Path) -> 
     assert message[0] == "problem"
     assert "does not fit “base”" in message[1]
     assert models.chosen == (str(tiny_llama.base), ())
+
+
+def test_a_demo_base_that_is_not_ready_yet(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The session has the models already; nothing is opened, and nothing is called a problem."""
+    monkeypatch.setattr("llm_merge.demo.packaged_file", lambda key: Path("in a package"))
+    references = [demo_path(key) for key in ("smollm2", "king-james", "dictionary")]
+    models = read(*references)
+    assert models.chosen == (references[0], tuple(references[1:]))
+    assert models.messages == (("note", WAITING),)
+    assert [found.messages for found in models.fields] == [(), (), ()]
 
 
 # ── the session ─────────────────────────────────────────────────────────────────────────────────────────────────────
