@@ -107,11 +107,14 @@ def wire(tab: StartTab, page: Page) -> None:
             return
         yield from follow(visitor, session, prompt, job)
 
-    def finished(session: Session, visitor: str) -> Session:
-        """session, visitor → session: the losses just measured take the recorded ones' place."""
-        live = page.jobs.latest(visitor, KIND)
+    def finished(session: Session, visitor: str) -> Any:
+        """session, visitor → session: the losses just measured take the recorded ones' place.
+
+        With nothing to add it leaves the session alone: on load, the visitor's own may be arriving just now.
+        """
+        live = page.jobs.latest(visitor, KIND) if visitor else None
         if live is None or live.result is None:
-            return session
+            return gr.skip()
         kept = session if view.demo_mix(session) is not None else demo_session(page)
         return replace(kept.with_losses(live.result.table), tried=live.result.recipe_key)
 

@@ -27,7 +27,7 @@ class MergeError(Exception):
 
 
 class RecipeError(MergeError):
-    """A recipe, a weight or a temperature that cannot be used; `field` is its path, e.g. ``models[1].parameters.weight``."""
+    """A recipe, a weight or a temperature that cannot be used; `field` is its path: ``models[1].parameters.weight``."""
 
 
 class CheckpointError(MergeError):

@@ -132,10 +132,12 @@ class Recipe:
 def validate_weights(weights: Sequence[float], count: int) -> None:
     """Raise RecipeError unless there are `count` finite weights whose sum is 1 within 1e-3 on both sides."""
     if len(weights) != count:
-        raise RecipeError(f"There are {count} models but {len(weights)} weights: give one weight per model.", field="weights")
+        message = f"There are {count} models but {len(weights)} weights: give one weight per model."
+        raise RecipeError(message, field="weights")
     for index, weight in enumerate(weights):
         if not isinstance(weight, (int, float)) or isinstance(weight, bool) or not math.isfinite(weight):
-            raise RecipeError(f"Weight {index + 1} is {weight}: every weight must be a finite number.", field=f"weights[{index}]")
+            message = f"Weight {index + 1} is {weight}: every weight must be a finite number."
+            raise RecipeError(message, field=f"weights[{index}]")
     total = math.fsum(weights)
     if abs(total - 1) > WEIGHT_TOLERANCE:
         raise RecipeError(f"The weights sum to {total:.4g}, not 1: change them so that they sum to 1.", field="weights")

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.tiny_models import (
@@ -50,6 +51,8 @@ def _prepare_environment() -> None:
 
 
 _prepare_environment()
+hypothesis.settings.register_profile("no clock", deadline=None)  # no test is timed, least of all on a busy machine
+hypothesis.settings.load_profile("no clock")
 
 
 def pytest_unconfigure() -> None:

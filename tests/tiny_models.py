@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -310,6 +311,14 @@ def _byte_level_tokenizer(special_tokens: list[str]) -> Tokenizer:
 
 
 def _word_piece_tokenizer() -> Tokenizer:
+    """The same one every time: training breaks ties as it likes, and a fine-tune has its base's vocabulary."""
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_str(_trained_word_pieces())
+
+
+@cache
+def _trained_word_pieces() -> str:
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from tokenizers.processors import TemplateProcessing
 
@@ -325,7 +334,7 @@ def _word_piece_tokenizer() -> Tokenizer:
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
     )
-    return tokenizer
+    return str(tokenizer.to_str())
 
 
 def _save_tokenizer(tokenizer: Tokenizer, folder: Path, **settings: Any) -> None:

@@ -138,7 +138,7 @@ def sentence_transformers_files(checkpoint: Checkpoint) -> Mapping[str, Path | s
                 files[name] = folder / name
         for module in modules:
             path = str(module.get("path") or "")
-            if path and (folder / path / "config.json").is_file():
+            if path and (_inside(folder, module) / "config.json").is_file():
                 files[f"{path}/config.json"] = folder / path / "config.json"
         return files
     search = read_search(folder)
@@ -164,7 +164,7 @@ def _pooling(folder: Path, modules: list[Any]) -> Pooling:
     for module in modules:
         kind = str(module.get("type", "")).rpartition(".")[2]
         if kind == "Pooling":
-            config = _json(folder / str(module.get("path") or "") / "config.json") or {}
+            config = _json(_inside(folder, module) / "config.json") or {}
             modes, include_prompt = _modes(config), bool(config.get("include_prompt", True))
         elif kind == "Normalize":
             normalize = True
@@ -175,6 +175,17 @@ def _pooling(folder: Path, modules: list[Any]) -> Pooling:
                 field=str(folder),
             )
     return Pooling(modes, normalize, include_prompt)
+
+
+def _inside(folder: Path, module: Mapping[str, Any]) -> Path:
+    """A module's folder. Raises CheckpointError for a path that leads out of the model's: the file is a stranger's."""
+    place = folder / str(module.get("path") or "")
+    if not place.resolve().is_relative_to(folder.resolve()):
+        raise CheckpointError(
+            f"modules.json of {folder.name} names the folder {module['path']}, outside of the model: correct it.",
+            field=str(folder),
+        )
+    return place
 
 
 def _modes(config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -130,3 +131,15 @@ def test_rows_for_a_reranker_are_declined_in_words(tiny_reranker: TinyFamily) ->
     with pytest.raises(MergeError) as caught:
         prepare([{"query": "a", "pos": ["b"]}], "reranker", tokenizer)
     assert caught.value.message == "Examples cannot weigh a reranker yet: give the weights yourself."
+
+
+def test_a_module_outside_of_the_model_is_refused(tiny_bert: TinyFamily, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_bert.base, folder)
+    modules = json.loads((folder / "modules.json").read_text())
+    for module in modules:
+        if module["type"].endswith("Pooling"):
+            module["path"] = "../elsewhere"
+    (folder / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(CheckpointError, match=r"names the folder \.\./elsewhere, outside of the model"):
+        read_search(folder)
