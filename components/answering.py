@@ -78,6 +78,8 @@ def search_work(
     recipes = [Recipe.single(base_of(session), dtype=session.dtype), merged]
 
     def run(stop: threading.Event) -> Generator[Step, None, Found]:
+        import numpy as np
+
         from llm_merge.evaluation import embed, similarity
 
         yield from prepare_steps(session.models, stop)
@@ -90,8 +92,10 @@ def search_work(
                 with bench.lock:
                     bench.follow(recipe, stop)
                     texts = embed(bench, passages, "passage", stop)
-                    scores = similarity(embed(bench, [query], "query", stop), texts)[0]
-                pairs = similarity(texts, texts)
+                    asked = embed(bench, [query], "query", stop)
+                everything = np.concatenate([asked, texts])
+                pairs = similarity(everything, everything)
+                scores = similarity(asked, texts)[0]
                 results.append((tuple(scores.tolist()), tuple(tuple(row) for row in pairs.tolist())))
         (base, base_pairs), (mixed, merged_pairs) = results
         return Found(query, passages, session.recipe_key, mix_words(session), base, mixed, base_pairs, merged_pairs)

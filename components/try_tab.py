@@ -294,7 +294,7 @@ def _wire_search(search: SearchPart, page: Page) -> None:
     def draw(found: view.Found | None, session: Session) -> tuple[Any, Any]:
         if found is None:
             return gr.skip(), gr.skip()
-        figure = similarity_heatmaps(found.passages, found.base_pairs, found.merged_pairs)
+        figure = similarity_heatmaps(*view.heatmap_order(found))
         return view.found_html(found, session), gr.Plot(figure, visible=True)
 
     def follow(visitor: str, session: Session, job: str) -> Iterator[tuple[Any, ...]]:

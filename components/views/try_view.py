@@ -99,7 +99,11 @@ class Answers:
 
 @dataclass(frozen=True)
 class Found:
-    """One query, ranked by the base and by the merge: similarities from −1 to 1, to the query and between all texts."""
+    """One query, ranked by the base and by the merge: similarities from −1 to 1.
+
+    base, merged            of each passage to the query
+    base_pairs, …           of all texts to each other, the query first
+    """
 
     query: str
     passages: tuple[str, ...]
@@ -287,17 +291,30 @@ def shift_words(before: int, after: int) -> str:
     return f"▲ {moved}" if moved > 0 else f"▼ {-moved}" if moved < 0 else "="
 
 
+def heatmap_order(found: Found) -> tuple[list[str], list[list[float]], list[list[float]]]:
+    """Passages in the merge's order, and both matrices in it, the query first: the chart's numbers are the places."""
+    order = _order(found)
+    lines = [0, *(index + 1 for index in order)]
+    base = [[found.base_pairs[i][j] for j in lines] for i in lines]
+    merged = [[found.merged_pairs[i][j] for j in lines] for i in lines]
+    return [found.passages[index] for index in order], base, merged
+
+
+def _order(found: Found) -> list[int]:
+    after = ranks(found.merged)
+    return sorted(range(len(found.passages)), key=lambda index: after[index])
+
+
 def found_html(found: Found | None, session: Session) -> str:
     """The passages in the merge's order, with both similarities, both places and the shift."""
     if found is None:
         return ""
     before, after = ranks(found.base), ranks(found.merged)
-    order = sorted(range(len(found.passages)), key=lambda index: after[index])
     rows = "".join(
         f"<tr><td>{after[i]}</td><td>{html.escape(found.passages[i])}</td><td>{found.merged[i]:.3f}</td>"
         f"<td>{found.base[i]:.3f}</td><td>{before[i]}</td>"
         f'<td class="{_direction(before[i], after[i])}">{shift_words(before[i], after[i])}</td></tr>'
-        for i in order
+        for i in _order(found)
     )
     stale = is_stale(found.recipe_key, session)
     old, grey = (stale_html(found.mix), " stale") if stale else ("", "")
@@ -308,7 +325,8 @@ def found_html(found: Found | None, session: Session) -> str:
     return (
         f'{old}<div class="ranking{grey}"><p class="asked">Query: <q>{html.escape(found.query)}</q>'
         f' · merged is {html.escape(found.mix)} · similarity is the cosine, at most 1</p><div class="scroll"><table>'
-        f"<thead>{head}</thead><tbody>{rows}</tbody></table></div></div>"
+        f"<thead>{head}</thead><tbody>{rows}</tbody></table></div>"
+        '<p class="how">Below: the similarity of every two texts; passages are numbered by their place.</p></div>'
     )
 
 

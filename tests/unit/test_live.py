@@ -207,4 +207,4 @@ def test_a_search_ranks_by_base_and_merge(tiny_bert: TinyFamily, settings: Setti
         expected = similarity(embed(bench, ["harbour"], "query"), embed(bench, passages))[0]
         assert scores == pytest.approx(expected.tolist(), abs=1e-6)
     assert found.base != found.merged
-    assert [row[i] for i, row in enumerate(found.merged_pairs)] == pytest.approx([1, 1, 1], abs=1e-5)
+    assert [row[i] for i, row in enumerate(found.merged_pairs)] == pytest.approx([1, 1, 1, 1], abs=1e-5)

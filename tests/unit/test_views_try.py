@@ -26,7 +26,7 @@ def answers(session: Session, text: str = "And he said") -> Answers:
 
 
 def found(session: Session) -> Found:
-    pairs = ((1.0, 0.2, 0.1), (0.2, 1.0, 0.3), (0.1, 0.3, 1.0))
+    pairs = ((1.0, 0.9, 0.5, 0.1), (0.9, 1.0, 0.2, 0.3), (0.5, 0.2, 1.0, 0.4), (0.1, 0.3, 0.4, 1.0))
     return Found(
         "q", ("first", "second", "third"), session.recipe_key, view.mix_words(session),
         (0.9, 0.5, 0.1), (0.2, 0.8, 0.1), pairs, pairs,
@@ -115,6 +115,14 @@ def test_places_and_shifts(session: Session) -> None:
     assert places == sorted(places), "the merge's order"
     assert text.index("second") < text.index("▲ 1") < text.index("first") < text.index("▼ 1") < text.index("third")
     assert "king 0.25 / words 0.75" in text
+
+
+def test_the_heatmaps_numbers_are_the_places(session: Session) -> None:
+    texts, base, merged = view.heatmap_order(found(session))
+    assert texts == ["second", "first", "third"]
+    assert base == merged
+    assert base[0] == [1.0, 0.5, 0.9, 0.1], "the query stays first"
+    assert base[1] == [0.5, 1.0, 0.2, 0.4]
 
 
 def test_a_ranking_of_another_mix_is_greyed(session: Session) -> None:
