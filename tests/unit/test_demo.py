@@ -6,9 +6,9 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -23,6 +23,7 @@ from llm_merge.demo import (
     packaged_file,
     prepare,
 )
+from llm_merge.loss_table import LossTable
 
 TASKS = ("verse", "dictionary", "general")
 SPECIALISTS = [model for model in DEMO_MODELS if model.base]
@@ -254,3 +255,85 @@ def test_the_cache_folder_can_be_chosen(tmp_path: Path, monkeypatch: pytest.Monk
     assert cache_folder() == tmp_path
     monkeypatch.delenv("LLM_MERGE_HOME")
     assert cache_folder().name == "llm-merge"
+
+
+# --- What was measured beforehand ---
+
+MEASURED = ASSETS / "measured"
+needs_both = pytest.mark.skipif(
+    packaged_file("smollm2") is None or packaged_file("minilm") is None, reason="the demo packages are not installed"
+)
+
+
+def recorded_scores(model_type: str, metric: str) -> dict[tuple[str, str], dict[str, Any]]:
+    """(mix, task) → score; a mix is written as "0.5 king-james + 0.5 dictionary"."""
+    board = json.loads((MEASURED / f"scoreboard-{model_type}.json").read_text(encoding="utf-8"))
+    return {
+        (" + ".join(f"{share:g} {key}" for key, share in score["weights"].items()), score["task"]): score
+        for score in board["scores"]
+        if score["metric"] == metric
+    }
+
+
+@needs_both
+@pytest.mark.parametrize(
+    "file", ["losses-decoder", "losses-encoder", "scoreboard-decoder", "scoreboard-encoder", "answers"]
+)
+def test_recordings_are_of_the_models_as_they_are_committed(file: str) -> None:
+    from llm_merge.checkpoint import open_checkpoint
+
+    recording = json.loads((MEASURED / f"{file}.json").read_text(encoding="utf-8"))
+    for key, content_hash in recording["models"].items():
+        list(prepare(key))
+        assert open_checkpoint(demo_path(key)).content_hash() == content_hash, key
+
+
+@needs_both
+@pytest.mark.parametrize(("model_type", "key", "rows"), [("decoder", "king-james", 3), ("encoder", "minilm", 32)])
+def test_measuring_again_gives_what_was_recorded(model_type: str, key: str, rows: int, tmp_path: Path) -> None:
+    from llm_merge.measurement_cache import MeasurementCache
+    from llm_merge.measurements import measure_models
+    from llm_merge.remembered import recorded_losses
+
+    list(prepare(key))
+    chosen = demo_examples(model_type, "verse", "work")[:rows]
+    cache = MeasurementCache(tmp_path, recorded=MEASURED)
+    recorded = recorded_losses([demo_path(key)], model_type, chosen, cache)
+    assert recorded is not None
+    measured = table_of(measure_models([demo_path(key)], model_type, chosen, device="cpu"))
+    assert measured.of(demo_path(key)) == pytest.approx(recorded.of(demo_path(key)), abs=2e-3)
+    # And who asks to have them measured is given what was recorded.
+    remembered = table_of(measure_models([demo_path(key)], model_type, chosen, device="cpu", cache=cache))
+    assert remembered.recorded == (True,)
+
+
+def table_of(measuring: Generator[Any, None, LossTable]) -> LossTable:
+    """What a measuring returns, its events passed over."""
+    while True:
+        try:
+            next(measuring)
+        except StopIteration as end:
+            return cast("LossTable", end.value)
+
+
+@pytest.mark.parametrize(("model_type", "metric"), [("decoder", "loss"), ("encoder", "R@1")])
+def test_the_merge_keeps_half_of_each_specialists_gain(model_type: str, metric: str) -> None:
+    scores = recorded_scores(model_type, metric)
+    first, second = [m.key for m in DEMO_MODELS if m.model_type == model_type and m.base][:2]
+    for key, task in ((first, "verse"), (second, "dictionary")):
+        gain = scores[f"1 {key}", task]["difference"]
+        kept = scores[f"0.5 {first} + 0.5 {second}", task]["difference"]
+        assert abs(gain) > 3 * scores[f"1 {key}", task]["difference_se"]
+        assert kept / gain >= 0.5
+
+
+@pytest.mark.parametrize(("model_type", "metric", "worse"), [("decoder", "loss", 1), ("encoder", "R@1", -1)])
+def test_the_overtrained_models_have_forgotten_and_mixing_with_the_base_repairs(
+    model_type: str, metric: str, worse: int
+) -> None:
+    scores = recorded_scores(model_type, metric)
+    base, *_, overtrained = [m.key for m in DEMO_MODELS if m.model_type == model_type]
+    lost = scores[f"1 {overtrained}", "general"]
+    assert worse * lost["difference"] > 3 * lost["difference_se"]
+    repaired = scores[f"0.5 {base} + 0.5 {overtrained}", "general"]
+    assert worse * repaired["difference"] < worse * lost["difference"]
