@@ -115,7 +115,8 @@ function buildRow(row, index) {
 
 const uses = () => M.included(state.rows, state.includeBase);
 const usesFormula = () => M.measured(state.rows, uses()) && uses().filter(Boolean).length > 1;
-const marks = () => [M.DEFAULT, M.spread(state.rows, uses())].filter((t) => t >= M.LOWEST && t <= M.HIGHEST);
+const spread = () => Number(M.spread(state.rows, uses()).toPrecision(3));
+const marks = () => [M.DEFAULT, spread()].filter((t) => t >= M.LOWEST && t <= M.HIGHEST);
 
 function moveTo(temperature) {
   Object.assign(state, { temperature: M.tidy(temperature, marks()), byHand: false, locked: state.rows.map(() => false) });
@@ -275,7 +276,7 @@ function formulaText(formula) {
 }
 
 function drawTicks() {
-  const apart = M.spread(state.rows, uses());
+  const apart = spread();
   const wanted = [[M.DEFAULT, "LM-Cocktail's default"]];
   if (usesFormula() && apart >= M.LOWEST && apart <= M.HIGHEST) wanted.push([apart, "spread of the losses"]);
   const key = JSON.stringify([wanted, parts.slider.disabled]);
