@@ -142,12 +142,8 @@ def column_choices(session: Session) -> list[tuple[str, str]]:
 
 
 def default_columns(session: Session) -> list[str]:
-    """The base and the fine-tune with the largest share."""
-    tunes = [
-        (share, model) for model, share in zip(session.mixed, session.shares, strict=True) if model != session.base
-    ]
-    best = max(tunes, key=lambda pair: pair[0])[1] if tunes else None
-    return [model for model in (session.base, best) if model]
+    """The base and the first fine-tune, which is the one that the first example prompt is meant for."""
+    return [model for model in (session.base, *session.fine_tunes[:1]) if model]
 
 
 def columns(session: Session, chosen: Sequence[str]) -> tuple[Column, ...]:

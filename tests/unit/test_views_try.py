@@ -46,8 +46,8 @@ def test_parents_are_rounded_as_the_merge_is(session: Session) -> None:
     assert [column.recipe.dtype for column in made] == ["float16", "float16"]
 
 
-def test_the_base_and_the_largest_share_are_beside_the_merge_at_first(session: Session) -> None:
-    assert view.default_columns(session) == ["/m/base", "/m/words"]
+def test_the_base_and_the_first_fine_tune_are_beside_the_merge_at_first(session: Session) -> None:
+    assert view.default_columns(session) == ["/m/base", "/m/king"]
     assert view.column_choices(session) == [("Base", "/m/base"), ("king", "/m/king"), ("words", "/m/words")]
 
 
