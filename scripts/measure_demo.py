@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import demo_data
+import demo_sources
+from demo_table import update_readme
 
 from llm_merge.checkpoint import open_checkpoint
 from llm_merge.demo import ASSETS, DEMO_MODELS, DemoModel, cache_folder, demo_examples, demo_path, prepare
@@ -220,7 +222,7 @@ def style(lab: Lab) -> dict[str, Any]:
     """On the first held-out prompts: how many answers have a King James word, how many begin like the dictionary's."""
     settings = GenerationSettings(max_new_tokens=32)
     counts = []
-    has_style = {"verse": demo_data.is_king_james, "dictionary": DICTIONARY_FORM.match}
+    has_style = {"verse": demo_sources.is_king_james, "dictionary": DICTIONARY_FORM.match}
     for mix, tasks in STYLED:
         found: dict[str, Any] = {"weights": rounded(mix), "n": STYLED_ROWS}
         for task in tasks:
@@ -232,65 +234,6 @@ def style(lab: Lab) -> dict[str, Any]:
         "test": {"verse": "has one of scripts/demo_data.py's ARCHAIC words", "dictionary": DICTIONARY_FORM.pattern},
         "counts": counts,
     }
-
-
-def readme_table() -> str:
-    """The recorded scoreboards as Markdown, for README.md."""
-    titles = {model.key: model.title for model in DEMO_MODELS}
-    lines = []
-    for model_type, metric in (("decoder", "loss"), ("encoder", "R@1")):
-        path = MEASURED / f"scoreboard-{model_type}.json"
-        if not path.is_file():
-            continue
-        board = json.loads(path.read_text(encoding="utf-8"))
-        what = "nats per answer token, lower is better" if metric == "loss" else "R@1, higher is better"
-        counts = ", ".join(f"{task} {count}" for task, count in board["held_out_rows"].items())
-        lines += [
-            f"**{titles[BASES[model_type]]}** ({what}; held-out rows: {counts}; recorded on {board['recorded_on']}, "
-            f"base `{board['base_hash'][:12]}`)",
-            "",
-            "| model | " + " | ".join(f"{task} | to base" for task in TASKS) + " |",
-            "| --- |" + " ---: | ---: |" * len(TASKS),
-        ]
-        places = {(json.dumps(s["weights"]), s["task"]): s for s in board["scores"] if s["metric"] == metric}
-        for weights in dict.fromkeys(key for key, _ in places):
-            mix = json.loads(weights)
-            name = " + ".join(titles[k] if share == 1 else f"{share:.0%} {titles[k]}" for k, share in mix.items())
-            cells = []
-            for task in TASKS:
-                score = places[weights, task]
-                cells.append(f"{score['mean']:.3f} ± {score['se']:.3f}")
-                cells.append(
-                    f"{score['difference']:+.3f} ± {score['difference_se']:.3f}"
-                    if mix != {BASES[model_type]: 1}
-                    else ""
-                )
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
-        lines.append("")
-    path = MEASURED / "style.json"
-    if path.is_file():
-        board = json.loads(path.read_text(encoding="utf-8"))
-        lines += [
-            f"**Answers in the style they should have**, of {STYLED_ROWS} held-out prompts each "
-            f"(recorded on {board['recorded_on']})",
-            "",
-            "| model | verse answers with a King James word | word answers in dictionary form |",
-            "| --- | ---: | ---: |",
-        ]
-        for count in board["counts"]:
-            name = " + ".join(
-                titles[k] if share == 1 else f"{share:.0%} {titles[k]}" for k, share in count["weights"].items()
-            )
-            lines.append(f"| {name} | {count.get('verse', '')} | {count.get('dictionary', '')} |")
-        lines.append("")
-    return "\n".join(lines)
-
-
-def update_readme() -> None:
-    path = ASSETS / "README.md"
-    before, _, rest = path.read_text(encoding="utf-8").partition("<!-- table -->\n")
-    _, _, after = rest.partition("<!-- /table -->")
-    path.write_bytes(f"{before}<!-- table -->\n{readme_table()}<!-- /table -->{after}".encode())
 
 
 def stamp(lab: Lab) -> dict[str, Any]:

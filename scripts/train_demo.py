@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import demo_data
+import demo_sources
 import torch
 
 from llm_merge.demo import ADAPTERS, cache_folder, demo_model, demo_path, prepare
@@ -315,7 +316,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    demo_data.fetch_sources()
+    demo_sources.fetch_sources()
     for training in TRAININGS:
         if options.all or training.key in options.only:
             started = time.monotonic()
