@@ -55,7 +55,7 @@ def build(settings: Settings) -> StartTab:
     with gr.Row(elem_id="start-actions"):
         run = gr.Button("Run it live", variant="primary", elem_id="run-live", scale=0, min_width=180)
         stop = gr.Button("Stop", variant="stop", visible=False, elem_id="stop-live", scale=0, min_width=180)
-        own = gr.Button("Use my own models", elem_id="own-models", scale=0, min_width=180)
+        own = gr.Button("Use my own models", elem_id="own-models", scale=0, min_width=210)
     progress = gr.HTML(elem_id="start-progress", padding=False)
     return StartTab(shares, prompt, answers, result, run, stop, own, progress)
 

@@ -144,6 +144,8 @@ def wire(tab: WeightsTab, page: Page) -> None:
         now = page.jobs.latest(visitor, KIND) if visitor else None
         if now is not None and now.active:
             yield from follow(visitor, session, now.id)
+        else:  # a handler that yields nothing would empty its outputs
+            yield gr.skip(), gr.skip(), gr.skip(), gr.skip()
 
     def finished(session: Session, visitor: str) -> Any:
         """session, visitor → session: with the losses, if they are still those of its rows.
