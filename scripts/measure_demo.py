@@ -18,6 +18,7 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -214,8 +215,7 @@ def answers(lab: Lab) -> dict[str, Any]:
         for prompt in prompts:
             text = lab.answer(mix, prompt["prompt"], settings)
             prompt["answers"].append({"weights": rounded(mix), "text": text})
-    shown = {name: getattr(settings, name) for name in settings.__dataclass_fields__}
-    return {**stamp(lab), "settings": shown, "picked": "held-out rows, chosen by hand", "prompts": prompts}
+    return {**stamp(lab), "settings": asdict(settings), "picked": "held-out rows, chosen by hand", "prompts": prompts}
 
 
 def style(lab: Lab) -> dict[str, Any]:
@@ -229,11 +229,8 @@ def style(lab: Lab) -> dict[str, Any]:
             rows = demo_examples("decoder", task, "heldout")[:STYLED_ROWS]
             found[task] = sum(bool(has_style[task](lab.answer(mix, row["input"], settings))) for row in rows)
         counts.append(found)
-    return {
-        **stamp(lab),
-        "test": {"verse": "has one of scripts/demo_data.py's ARCHAIC words", "dictionary": DICTIONARY_FORM.pattern},
-        "counts": counts,
-    }
+    tests = {"verse": "a word of ARCHAIC in scripts/demo_sources.py", "dictionary": DICTIONARY_FORM.pattern}
+    return {**stamp(lab), "settings": asdict(settings), "tests": tests, "counts": counts}
 
 
 def stamp(lab: Lab) -> dict[str, Any]:
@@ -268,6 +265,13 @@ def name_of(mix: Mix) -> str:
     return " + ".join(f"{share:.2f} {key}" for key, share in mix.items())
 
 
+def record(path: Path, found: dict[str, Any]) -> None:
+    """Writes a recording, unless it says what the one that is there says: then that one's date is the true one."""
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if {**known, "recorded_on": ""} != {**found, "recorded_on": ""}:
+        write_json(path, found)
+
+
 def write_json(path: Path, content: Any) -> None:
     aside = path.with_suffix(".part")
     aside.write_bytes(json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n")
@@ -297,7 +301,7 @@ def main() -> None:
                 labs[model_type] = Lab(model_type)
             lab = labs[model_type]
             name = f"{part}-{model_type}" if part in ("scoreboard", "losses") else part
-            write_json(MEASURED / f"{name}.json", measure(lab))
+            record(MEASURED / f"{name}.json", measure(lab))
             print(f"wrote {name}.json", file=sys.stderr, flush=True)
     update_readme()
 

@@ -298,7 +298,7 @@ def recorded_scores(model_type: str, metric: str) -> dict[tuple[str, str], dict[
 
 @needs_both
 @pytest.mark.parametrize(
-    "file", ["losses-decoder", "losses-encoder", "scoreboard-decoder", "scoreboard-encoder", "answers"]
+    "file", ["losses-decoder", "losses-encoder", "scoreboard-decoder", "scoreboard-encoder", "answers", "style"]
 )
 def test_recordings_are_of_the_models_as_they_are_committed(file: str) -> None:
     from llm_merge.checkpoint import open_checkpoint
