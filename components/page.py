@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+from gradio.events import Dependency
 
 from components.jobs import JobRegistry
 from components.session import Session
@@ -48,6 +49,7 @@ class Page:
     session     gr.State of a `Session`; handlers return the next one, tabs redraw on its `.change`
     visitor     gr.BrowserState holding a random id that only this browser knows
     tabs        the gr.Tabs; `goto("weights")` is the update that opens a tab
+    arrived     the event after which visitor and session are known; what looks for a running job comes `.then`
     """
 
     blocks: gr.Blocks
@@ -58,6 +60,7 @@ class Page:
     session: gr.State
     visitor: gr.BrowserState
     tabs: gr.Tabs
+    arrived: Dependency
 
     def goto(self, name: str) -> Any:
         """The update for `page.tabs` that opens the tab called `name` (start, models, examples, weights, try, save)."""

@@ -213,5 +213,5 @@ def wire(tab: SaveTab, page: Page) -> None:
     ran = tab.save.click(run, [page.session, page.visitor, tab.folder], outcome, concurrency_limit=None, **private)
     ran.then(finished, [page.session, page.visitor], ended, **private)
     tab.stop.click(stop, page.visitor, None, queue=False, **private)
-    found = page.blocks.load(attach, page.visitor, outcome, concurrency_limit=None, **private)
+    found = page.arrived.then(attach, page.visitor, outcome, concurrency_limit=None, **private)
     found.then(finished, [page.session, page.visitor], ended, **private)

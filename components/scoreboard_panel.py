@@ -205,5 +205,5 @@ def wire(panel: ScoreboardPanel, page: Page) -> None:
     ran = panel.run.click(run, [page.session, page.visitor], buttons, concurrency_limit=None, **private)
     ran.then(redraw, everything, drawing, **private)
     panel.stop.click(stop, page.visitor, None, queue=False, **private)
-    found = page.blocks.load(attach, page.visitor, buttons, concurrency_limit=None, **private)
+    found = page.arrived.then(attach, page.visitor, buttons, concurrency_limit=None, **private)
     found.then(redraw, everything, drawing, **private)

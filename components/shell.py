@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import gradio as gr
+from gradio.events import Dependency
 
 from components import examples_tab, models_tab, recipe_bar, save_tab, start_tab, try_tab, weights_tab
 from components.jobs import JobRegistry
@@ -37,26 +38,25 @@ def build_app(settings: Settings) -> gr.Blocks:
             for name, (title, tab) in TABS.items():
                 with gr.Tab(title, id=name, elem_id=f"tab-{name}"):
                     built[name] = tab.build(settings)
-        page = Page(blocks, settings, jobs, sessions, measurements, session, visitor, tabs)
+        arrived = _arrive(blocks, session, visitor, sessions, measurements)
+        page = Page(blocks, settings, jobs, sessions, measurements, session, visitor, tabs, arrived)
         recipe_bar.wire(bar, page)
         for name, (_, tab) in TABS.items():
             tab.wire(built[name], page)
-        _remember(page)
     blocks.queue(default_concurrency_limit=8, max_size=64, api_open=False)
     return blocks
 
 
-def _remember(page: Page) -> None:
-    def arrive(visitor: str) -> tuple[str, Session]:
+def _arrive(
+    blocks: gr.Blocks, session: gr.State, visitor: gr.BrowserState, sessions: SessionStore, cache: MeasurementCache
+) -> Dependency:
+    """What happens when the page opens; a session is kept from then on, each time it changes."""
+    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+
+    def arrive(known: str) -> tuple[str, Session]:
         """visitor → visitor, session: a new visitor opens on the demo, one who reloads finds their work."""
-        known = page.sessions.get(visitor) if visitor else None
-        return visitor or new_visitor(), known or start_tab.demo_session(page)
+        before = sessions.get(known) if known else None
+        return known or new_visitor(), before or start_tab.demo_session(cache)
 
-    def keep(visitor: str, session: Session) -> None:
-        """visitor, session → nothing shown."""
-        page.sessions.put(visitor, session)
-
-    page.blocks.load(
-        arrive, page.visitor, [page.visitor, page.session], show_progress="hidden", api_visibility="private"
-    )
-    page.session.change(keep, [page.visitor, page.session], None, show_progress="hidden", api_visibility="private")
+    session.change(sessions.put, [visitor, session], None, **quiet)
+    return blocks.load(arrive, visitor, [visitor, session], **quiet)

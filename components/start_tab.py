@@ -24,6 +24,7 @@ from components.views.shares import apply_choice, widget_of
 from components.widgets.temperature import WeightTemperature
 from llm_merge.demo import demo_examples, demo_path
 from llm_merge.errors import MergeError
+from llm_merge.measurements import MeasurementCache
 
 TITLE = "Mix fine-tuned models. See why. Try before you save."
 KIND = "live demo"
@@ -60,12 +61,12 @@ def build(settings: Settings) -> StartTab:
     return StartTab(shares, prompt, answers, result, run, stop, own, progress)
 
 
-def demo_session(page: Page) -> Session:
+def demo_session(cache: MeasurementCache) -> Session:
     """What a new visitor finds: the chat demo, both tasks, and the losses recorded for them."""
     rows = [{**row, "task": task} for task in ("verse", "dictionary") for row in demo_examples("decoder", task, "work")]
     session = Session().with_models("decoder", demo_path("smollm2"), [demo_path("king-james"), demo_path("dictionary")])
     session = session.with_rows(rows, "Verse + Dictionary (demo)", ("verse", "dictionary"))
-    return session.with_losses(live_run.recorded_table(session, page.measurements))
+    return session.with_losses(live_run.recorded_table(session, cache))
 
 
 def wire(tab: StartTab, page: Page) -> None:
@@ -96,7 +97,7 @@ def wire(tab: StartTab, page: Page) -> None:
     def run(session: Session, visitor: str, prompt: int) -> Iterator[tuple[Any, ...]]:
         """session, visitor, prompt → progress, answers, run, stop."""
         if view.demo_mix(session) is None:
-            session = demo_session(page)
+            session = demo_session(page.measurements)
         asked = view.prompt_text(recorded_answers(), prompt)
         specialist = view.specialist_for(session, view.prompt_task(recorded_answers(), prompt))
         try:
@@ -115,7 +116,7 @@ def wire(tab: StartTab, page: Page) -> None:
         live = page.jobs.latest(visitor, KIND) if visitor else None
         if live is None or live.result is None:
             return gr.skip()
-        kept = session if view.demo_mix(session) is not None else demo_session(page)
+        kept = session if view.demo_mix(session) is not None else demo_session(page.measurements)
         return replace(kept.with_losses(live.result.table), tried=live.result.recipe_key)
 
     def attach(session: Session, visitor: str, prompt: int) -> Iterator[tuple[Any, ...]]:
@@ -143,5 +144,5 @@ def wire(tab: StartTab, page: Page) -> None:
     ran.then(finished, inputs[:2], page.session, **private)
     tab.stop.click(stop, page.visitor, None, queue=False, **private)
     tab.own.click(own, None, [page.session, page.tabs], **private)
-    found = page.blocks.load(attach, inputs, progress_outputs, concurrency_limit=None, **private)
+    found = page.arrived.then(attach, inputs, progress_outputs, concurrency_limit=None, **private)
     found.then(finished, inputs[:2], page.session, **private)

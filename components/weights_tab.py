@@ -173,7 +173,7 @@ def wire(tab: WeightsTab, page: Page) -> None:
     ran = tab.measure.click(measure, inputs, running, concurrency_limit=None, **private)
     ran.then(finished, inputs, page.session, **private).then(redraw_all, inputs, shown, **private)
     tab.stop.click(stop, page.visitor, None, queue=False, **private)
-    found = page.blocks.load(attach, inputs, running, concurrency_limit=None, **private)
+    found = page.arrived.then(attach, inputs, running, concurrency_limit=None, **private)
     found.then(finished, inputs, page.session, **private)
 
 

@@ -6,7 +6,6 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -53,7 +52,7 @@ def test_each_demo_set_is_one_choice_away(session: Session, titles: list[str]) -
 
 def test_both_gives_the_rows_that_the_start_opens_with(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(start_tab.live_run, "recorded_table", lambda session, cache: None)
-    start = start_tab.demo_session(SimpleNamespace(measurements=None))  # type: ignore[arg-type]
+    start = start_tab.demo_session(None)  # type: ignore[arg-type]
     both = view.use_demo(CHAT, "both")
     assert (both.rows_hash, both.rows_from, both.demo_tasks) == (start.rows_hash, start.rows_from, start.demo_tasks)
 
