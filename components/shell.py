@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 from gradio.events import Dependency
@@ -51,7 +52,7 @@ def _arrive(
     blocks: gr.Blocks, session: gr.State, visitor: gr.BrowserState, sessions: SessionStore, cache: MeasurementCache
 ) -> Dependency:
     """What happens when the page opens; a session is kept from then on, each time it changes."""
-    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
     def arrive(known: str) -> tuple[str, Session]:
         """visitor → visitor, session: a new visitor opens on the demo, one who reloads finds their work."""
