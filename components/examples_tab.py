@@ -126,8 +126,12 @@ def wire(tab: ExamplesTab, page: Page) -> None:
             *draw_row(session, index),
         )
 
-    def shown(reading: view.Reading, source: str) -> tuple[Any, ...]:
-        """→ session, reading, columns row, question, answer, source."""
+    def shown(before: Session, reading: view.Reading, source: str) -> tuple[Any, ...]:
+        """→ session, reading, columns row, question, answer, source.
+
+        A session that reading did not change is not sent back: another one may have arrived meanwhile.
+        """
+        session = gr.skip() if reading.session is before else reading.session
         titles = view.column_titles(reading.session.model_type)
         columns = reading.columns or Columns("")
         question = gr.Dropdown(list(reading.names), value=columns.question or None, label=titles[0])
@@ -135,17 +139,17 @@ def wire(tab: ExamplesTab, page: Page) -> None:
         if reading.columns is None:
             answer = gr.Dropdown(view.answer_choices(reading), value=None, label=titles[1])
         row = gr.Row(visible=len(reading.names) > 1)
-        return reading.session, view.reading_html(reading), row, question, answer, source
+        return session, view.reading_html(reading), row, question, answer, source
 
-    def nothing(session: Session) -> tuple[Any, ...]:
+    def nothing() -> tuple[Any, ...]:
         """An empty box is no mistake: nothing is said, and the rows in use stay."""
-        return session, "", gr.Row(visible=False), gr.skip(), gr.skip(), "text"
+        return gr.skip(), "", gr.Row(visible=False), gr.skip(), gr.skip(), "text"
 
     def read_text(session: Session, text: str, chosen: Columns | None) -> tuple[Any, ...]:
         """session, text, chosen columns → what `shown` says."""
         if not text.strip():
-            return nothing(session)
-        return shown(view.read(session, text, view.OWN_TEXT, settings, chosen), "text")
+            return nothing()
+        return shown(session, view.read(session, text, view.OWN_TEXT, settings, chosen), "text")
 
     def typed(session: Session, text: str, chosen: Columns | None, recalled: str) -> tuple[Any, ...]:
         """session, text, chosen columns, text before a reload → what `shown` says."""
@@ -155,18 +159,18 @@ def wire(tab: ExamplesTab, page: Page) -> None:
         """session, text, chosen columns → what `shown` says."""
         if text.strip():
             return read_text(session, text, chosen)
-        return session, note_html("The box is empty: paste your rows into it."), *nothing(session)[2:]
+        return gr.skip(), note_html("The box is empty: paste your rows into it."), *nothing()[2:]
 
     def read_file(session: Session, path: str | None, chosen: Columns | None) -> tuple[Any, ...]:
         """session, uploaded file, chosen columns → what `shown` says."""
         if path is None:
-            return nothing(session)
+            return nothing()
         file = Path(path)
         if file.stat().st_size > settings.max_upload_bytes:
             size = f"{settings.max_upload_bytes // 1024**2} MB"
             too_long = view.Reading(session, problems=(f"The file is larger than {size}.",), source=file.name)
-            return shown(too_long, "file")
-        return shown(view.read(session, file.read_bytes(), file.name, settings, chosen), "file")
+            return shown(session, too_long, "file")
+        return shown(session, view.read(session, file.read_bytes(), file.name, settings, chosen), "file")
 
     def change_columns(
         session: Session, text: str, path: str | None, source: str, chosen: Columns | None, question: Any, answer: Any
@@ -176,14 +180,14 @@ def wire(tab: ExamplesTab, page: Page) -> None:
         name = Path(path).name if source == "file" and path else view.OWN_TEXT
         before = chosen or view.read(session, data, name, settings).columns
         columns = view.with_choice(before, str(question or ""), str(answer or ""))
-        return columns, *shown(view.read(session, data, name, settings, columns), source)
+        return columns, *shown(session, view.read(session, data, name, settings, columns), source)
 
     def use_demo(session: Session, choice: str) -> tuple[Any, ...]:
         """session, choice → session, reading, columns row."""
         try:
             return view.use_demo(session, choice), "", gr.Row(visible=False)
         except MergeError as error:
-            return session, error_html(sentence(error)), gr.skip()
+            return gr.skip(), error_html(sentence(error)), gr.skip()
 
     def turn(session: Session, index: int, step: int) -> tuple[Any, ...]:
         """session, row number → row number, place, preview, exact button."""
