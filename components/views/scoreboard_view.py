@@ -58,8 +58,11 @@ def row_sets(session: Session, settings: Settings) -> tuple[RowSet, ...]:
         raise MergeError(nothing_to_try(session), field="models")
     kind = "decoder" if row_shape(session.model_type) == "answer" else "encoder"
     count = min(settings.demo_rows if kind == "decoder" else SEARCH_ROWS, settings.max_rows)
-    if session.demo_tasks:
-        sets = [RowSet(task, _demo(kind, task, count)) for task in session.demo_tasks]
+    # Without rows, demo specialists are scored on what they were made for.
+    made_for = () if session.rows else tuple(dict.fromkeys(filter(None, map(task_of, session.models))))
+    tasks = session.demo_tasks or made_for
+    if tasks:
+        sets = [RowSet(task, _demo(kind, task, count)) for task in tasks]
     else:
         sets = list(own_sets(session))
     if all(found.name != GENERAL for found in sets):

@@ -15,6 +15,7 @@ from components.session import Session
 from components.settings import Settings
 from components.views import scoreboard_view as view
 from components.views.scoreboard_view import RowSet, Scored
+from llm_merge.demo import demo_path
 from llm_merge.errors import MergeError
 from llm_merge.examples import rows_hash, split
 from llm_merge.loss_table import LossTable
@@ -59,6 +60,12 @@ def test_the_demo_is_scored_on_its_held_out_rows_and_on_general_ones(session: Se
         replace(session, demo_tasks=("verse",), model_type="encoder"), Settings.for_public(Path("x"))
     )
     assert [len(found.rows) for found in public] == [64, 64]
+
+
+def test_demo_specialists_without_rows_are_scored_on_what_they_were_made_for(session: Session) -> None:
+    bare = session.with_models("decoder", demo_path("smollm2"), [demo_path("dictionary"), demo_path("king-james")])
+    assert [found.name for found in view.row_sets(bare, Settings())] == ["dictionary", "verse", "general"]
+    assert [found.name for found in view.row_sets(session, Settings())] == ["general"]
 
 
 def test_twenty_own_rows_and_more_are_held_out_in_part(session: Session) -> None:
