@@ -75,15 +75,12 @@ def row_sets(session: Session, settings: Settings) -> tuple[RowSet, ...]:
 
 def own_sets(session: Session) -> tuple[RowSet, ...]:
     """The visitor's held-out rows by task; the same rows again, marked so, when there are too few to divide."""
-    from llm_merge.examples import rows_hash, split
+    from llm_merge.examples import split
 
     if not session.rows:
         return ()
-    parts = split(session.rows)
-    table = session.losses
-    # Held-out rows count as such only if the shares do not come from all rows together.
-    seen = session.origin == "losses" and table is not None and table.rows_hash != rows_hash(parts.work)
-    same = parts.same_rows or seen
+    parts = split(session.rows)  # the same cut as the session's: what is held out here was never measured for shares
+    same = parts.same_rows
     note = "Your rows are the ones that the shares were computed from: optimistic." if same else parts.note + "."
     tasks = list(dict.fromkeys(str(row.get("task") or "") for row in parts.held_out))
     return tuple(

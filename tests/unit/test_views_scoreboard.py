@@ -17,8 +17,6 @@ from components.views import scoreboard_view as view
 from components.views.scoreboard_view import RowSet, Scored
 from llm_merge.demo import demo_path
 from llm_merge.errors import MergeError
-from llm_merge.examples import rows_hash, split
-from llm_merge.loss_table import LossTable
 from llm_merge.measurements import MeasurementCache
 from llm_merge.recipe import Recipe
 from llm_merge.scoreboard import ScoredModel, score
@@ -73,7 +71,7 @@ def test_twenty_own_rows_and_more_are_held_out_in_part(session: Session) -> None
     first, general = view.row_sets(own, Settings())
     assert (first.name, len(first.rows), first.same_rows, general.name) == ("held-out rows", 10, False, "general")
     assert "held out" in first.note
-    assert not set(map(str, first.rows)) & set(map(str, split(ROWS).work))
+    assert not set(map(str, first.rows)) & set(map(str, own.measured_rows))
 
 
 def test_few_own_rows_are_scored_again_and_called_optimistic(session: Session) -> None:
@@ -82,15 +80,6 @@ def test_few_own_rows_are_scored_again_and_called_optimistic(session: Session) -
     assert (first.name, len(first.rows), first.same_rows) == ("your rows", 6, True)
     assert first.note == "Your rows are the ones that the shares were computed from: optimistic."
     assert "optimistic" in view.about_html(own, Settings())
-
-
-def test_rows_that_the_shares_were_computed_from_do_not_count_as_held_out(session: Session) -> None:
-    own = replace(session.with_rows(ROWS, "mine", ()), by_hand=())
-    losses = ((1.0,) * 40,) * 3
-    seen = own.with_losses(LossTable(own.models, losses, own.rows_hash))
-    assert view.row_sets(seen, Settings())[0].same_rows
-    apart = replace(own, losses=LossTable(own.models, losses, rows_hash(split(ROWS).work)))
-    assert not view.row_sets(apart, Settings())[0].same_rows
 
 
 def test_nothing_to_score_says_what_to_do() -> None:
