@@ -105,10 +105,11 @@ def wire(tab: SaveTab, page: Page) -> None:
         """session, folder, suggested folder, rounding, last saved → `drawn` and `result`."""
         reading, text = view.read_plan(session), text or ""
         erased = rounding[1] if rounding[0] == session.recipe_key else None
-        if not text.strip() or text == suggested:
+        own = bool(text.strip()) and text != suggested  # what the visitor typed is read, never written
+        if not own:
             text = suggested = session.saved_folder or view.suggested_folder(session)
         return (
-            text,
+            gr.skip() if own else text,
             suggested,
             rounding,
             gr.Radio(view.type_choices(reading), value=session.dtype or ""),

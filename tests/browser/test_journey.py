@@ -12,12 +12,13 @@ from tests.browser.conftest import PATIENCE_MS
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-    from tests.browser.conftest import MakePage
+    from tests.browser.conftest import Guard, MakePage
 
+CUT_OFF = "signal is aborted|Connection errored out"  # Gradio's words for streams that a reload cuts
 LONG_MS = 240_000  # loading, measuring and answering with a 135 M model on two busy cores
 ROWS = (
     "task,input,output\n"
-    "verse,Rewrite this verse in King James English: He told them to go.,And he said unto them, Go.\n"
+    'verse,Rewrite this verse in King James English: He told them to go.,"And he said unto them, Go."\n'
     'dictionary,Define the word: lamp,"(noun) a piece of furniture holding one or more electric light bulbs"\n'
 )
 
@@ -101,7 +102,8 @@ def test_the_whole_live_demo(make_page: MakePage, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_a_reload_finds_the_run_again_and_stop_ends_it(make_page: MakePage) -> None:
+def test_a_reload_finds_the_run_again_and_stop_ends_it(make_page: MakePage, guard: Guard) -> None:
+    guard.allow(CUT_OFF)
     page = opened(make_page())
     page.get_by_role("button", name="Run it live").click()
     expect(page.locator("#start-progress [role=progressbar]")).to_be_visible()
@@ -113,7 +115,8 @@ def test_a_reload_finds_the_run_again_and_stop_ends_it(make_page: MakePage) -> N
     expect(page.locator("#run-live")).to_be_visible()
 
 
-def test_two_visitors_never_see_each_others_work(make_page: MakePage) -> None:
+def test_two_visitors_never_see_each_others_work(make_page: MakePage, guard: Guard) -> None:
+    guard.allow(CUT_OFF)
     first, second = opened(make_page()), opened(make_page())
     use_few_rows(first)
     first.get_by_role("button", name="Run it live").click()

@@ -100,7 +100,7 @@ def test_a_stop_ends_it_and_keeps_what_was_measured(session: Session, cache: Mea
     ("change", "words"),
     [
         ({"fine_tunes": ()}, "There are fewer than two models to compare: choose them in Models first."),
-        ({"rows": ()}, "There are no example rows to measure on: add some in Examples first."),
+        ({"measured_rows": ()}, "There are no example rows to measure on: add some in Examples first."),
         ({"model_type": "reranker"}, "Rerankers cannot be measured yet: set the shares by hand."),
     ],
 )
