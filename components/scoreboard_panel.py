@@ -142,7 +142,8 @@ def _board(
         for number, model in enumerate([*session.models, ""])
     ]
     same = any(rows.same_rows for rows in sets)
-    return score(scored, [rows.name for rows in sets], metric=metric, same_rows=same)
+    seen = [rows.name for rows in sets if rows.seen]
+    return score(scored, [rows.name for rows in sets], metric=metric, same_rows=same, seen=seen)
 
 
 def wire(panel: ScoreboardPanel, page: Page) -> None:

@@ -104,7 +104,8 @@ class Session:
         """The merge as it stands, or None while there is nothing to mix."""
         if not self.mixed:
             return None
-        return Recipe.linear(self.mixed, self.shares, dtype=self.dtype)
+        recipe = Recipe.linear(self.mixed, self.shares, dtype=self.dtype)
+        return replace(recipe, base_model=self.base or None)  # config and tokenizer are the base's, as in Try
 
     @property
     def recipe_key(self) -> str:

@@ -63,12 +63,14 @@ class Scoreboard:
 
     metric          "loss" (nats, lower is better) or one where higher is better: "R@1", "MRR", "nDCG@10"
     same_rows       the weights were computed from these very rows: the merge looks better than it is
+    seen            sets that the weights were computed from, beside held-out ones: shown, and claimed nothing of
     """
 
     sets: tuple[str, ...]
     lines: tuple[Line, ...]
     metric: str = "loss"
     same_rows: bool = False
+    seen: tuple[str, ...] = ()
 
     @property
     def merged(self) -> Line | None:
@@ -76,7 +78,12 @@ class Scoreboard:
 
 
 def score(
-    models: Sequence[ScoredModel], sets: Sequence[str], *, metric: str = "loss", same_rows: bool = False
+    models: Sequence[ScoredModel],
+    sets: Sequence[str],
+    *,
+    metric: str = "loss",
+    same_rows: bool = False,
+    seen: Sequence[str] = (),
 ) -> Scoreboard:
     """Compare models on the same rows. `sets` names the sets of rows, in the order of each model's `values`."""
     base = next((model for model in models if model.role == BASE), None)
@@ -94,7 +101,7 @@ def score(
             losses = [_paired(values, parent.values[place], -better) for parent in parents]
             worst.append(model.role == MERGED and bool(losses) and all(d > BEYOND_NOISE * e for d, e in losses))
         lines.append(Line(model.name, model.role, tuple(cells), model.task, tuple(worst)))
-    return Scoreboard(tuple(sets), tuple(lines), metric, same_rows)
+    return Scoreboard(tuple(sets), tuple(lines), metric, same_rows, tuple(seen))
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
@@ -122,7 +129,11 @@ def summary(board: Scoreboard) -> str:
             kept.append(f"nothing of {line.name}'s gain" + (" beyond noise" if mine.is_noise else ""))
         else:
             kept.append(f"{100 * mine.gain / own.gain:.0f} % of {line.name}'s" + ("" if kept else " gain"))
-    others = [_change(board, place, merged) for place in range(len(board.sets)) if place not in owned]
+    others = [
+        _change(board, place, merged)
+        for place, name in enumerate(board.sets)
+        if place not in owned and name not in board.seen
+    ]
     parts = [f"keeps {', '.join(kept)}"] if kept else []
     sentence = "; ".join([*parts, *asides, *others])
     return f"The merge {sentence}." if kept else _capital(f"{sentence}.") if sentence else ""
@@ -131,7 +142,8 @@ def summary(board: Scoreboard) -> str:
 def worse_than_parents(board: Scoreboard) -> str:
     """A warning naming the sets on which the merge is worse than each of its parents, or ""."""
     merged = board.merged
-    sets = [name for name, bad in zip(board.sets, merged.worst, strict=True) if bad] if merged is not None else []
+    bad = zip(board.sets, merged.worst, strict=True) if merged is not None else ()
+    sets = [name for name, worse in bad if worse and name not in board.seen]
     if not sets:
         return ""
     return (
@@ -208,7 +220,8 @@ def _own_set(board: Scoreboard, line: Line) -> int:
     """The set a specialist is judged by: the one it was made for, else where it gains most."""
     if line.task in board.sets:
         return board.sets.index(line.task)
-    return max(range(len(board.sets)), key=lambda place: line.cells[place].gain)
+    unseen = [place for place, name in enumerate(board.sets) if name not in board.seen]
+    return max(unseen, key=lambda place: line.cells[place].gain)
 
 
 def _change(board: Scoreboard, place: int, merged: Line) -> str:

@@ -23,17 +23,25 @@ from llm_merge.scoreboard import Cell, Line, Scoreboard, summary, worse_than_par
 
 METRICS = [("Loss", "loss"), ("R@1", "R@1"), ("MRR", "MRR"), ("nDCG@10", "nDCG@10")]
 GENERAL = "general"
+EXAMPLES = "example rows"
+EXAMPLE_ROWS = 64
 SEARCH_ROWS = 200  # embedding is quick, and a share of 32 queries says little
 
 
 @dataclass(frozen=True)
 class RowSet:
-    """Rows scored together. `same_rows`: the shares were computed from these very rows. `note`: one sentence."""
+    """Rows scored together.
+
+    same_rows   the shares were computed from these very rows, and there are no others
+    seen        they were, and held-out rows stand beside them
+    note        one sentence
+    """
 
     name: str
     rows: tuple[Row, ...]
     same_rows: bool = False
     note: str = ""
+    seen: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,8 @@ class Scored:
 
 
 def row_sets(session: Session, settings: Settings) -> tuple[RowSet, ...]:
-    """The sets to score: the demo's held-out rows or the visitor's own, by task, then *general*.
+    """The sets to score: the demo's held-out rows or the visitor's own, by task, then *general*, then the rows that
+    the shares come from.
 
     Raises MergeError when there is nothing to score on.
     """
@@ -67,6 +76,8 @@ def row_sets(session: Session, settings: Settings) -> tuple[RowSet, ...]:
         sets = list(own_sets(session))
     if all(found.name != GENERAL for found in sets):
         sets.append(RowSet(GENERAL, _demo(kind, GENERAL, count)))
+    if not any(found.same_rows for found in sets):
+        sets.append(RowSet(EXAMPLES, session.measured_rows[:EXAMPLE_ROWS], seen=True))
     sets = [found for found in sets if found.rows]
     if not sets:
         raise MergeError("There are no rows to score on: add some in Examples.", field="examples")
@@ -100,10 +111,13 @@ def about_html(session: Session, settings: Settings) -> str:
         sets = row_sets(session, settings)
     except MergeError as error:
         return f'<p class="about">{html.escape(error.message)}</p>'
-    rows = ", ".join(f"{len(found.rows)} of {found.name}" for found in sets)
+    rows = ", ".join(f"{len(found.rows)} of {found.name}" for found in sets if not found.seen)
     same = " The first are the rows that the shares come from: optimistic." if sets[0].same_rows else ""
     kind = "held-out rows" if not sets[0].same_rows else "rows"
-    text = f"Every model and the merge on the same {kind} ({rows}); what is remembered is not measured again.{same}"
+    seen = "".join(f", and on {len(found.rows)} of the rows that the shares come from" for found in sets if found.seen)
+    text = (
+        f"Every model and the merge on the same {kind} ({rows}){seen}; what is remembered is not measured again.{same}"
+    )
     return f'<p class="about">{html.escape(text)}</p>'
 
 
@@ -136,6 +150,7 @@ def scored_html(scored: Scored, metric: str, session: Session) -> str:
     parts.append(f'<div class="message problem" role="alert">{html.escape(worse)}</div>' if worse else "")
     parts.append(table_html(board))
     optimistic = ("The shares were computed from these rows: optimistic.",) if board.same_rows else ()
+    optimistic += tuple(f"The shares come from the {name}: optimistic there." for name in board.seen)
     notes = dict.fromkeys((f"Merged is {scored.mix}.", _legend(board), *optimistic, *scored.notes))
     parts.append(f'<p class="how">{html.escape(" ".join(notes))}</p>')
     return f'<div class="scoreboard{" stale" if stale else ""}">{"".join(parts)}</div>'

@@ -175,3 +175,19 @@ def test_a_recorded_board_has_base_parents_and_merge() -> None:
     roles = [("SmolLM2 135M Instruct", "base"), ("King James", "specialist"), ("Dictionary", "specialist")]
     assert [(line.name, line.role) for line in found.lines] == [*roles, ("Merged", "merged")]
     assert found.lines[1].cells[0].gain == 0.8
+
+
+def test_rows_that_the_shares_come_from_are_shown_and_claimed_nothing_of() -> None:
+    rows = ((2.0, 2.1, 2.2), (3.0, 3.1, 3.2))
+    models = [
+        ScoredModel("Base", "base", rows),
+        ScoredModel("A", "specialist", ((1.0, 1.2, 1.1), (2.9, 3.0, 3.3)), task="verse"),
+        ScoredModel("Merged", "merged", ((1.2, 1.3, 1.4), (9.0, 9.1, 9.2))),
+    ]
+    board = score(models, ["verse", "example rows"], seen=["example rows"])
+    assert board.lines[2].cells[1].mean == pytest.approx(9.1)
+    assert "example rows" not in summary(board)
+    assert (
+        worse_than_parents(board)
+        == "On verse the merge is worse than each of its parents: leave a model out, or give the base a share."
+    )

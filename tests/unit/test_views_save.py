@@ -63,7 +63,7 @@ def test_the_plan_says_what_will_be_written_and_what_it_takes(
     facts = view.facts_html(view.read_plan(session), PRIVATE, str(tmp_path / "out"))
     for text in ("20 tensors in 1 file, 56.4 kB", "bfloat16", "more while merging", "56.4 kB, and 1 TB are free there"):
         assert text in facts
-    assert "those of tune-1" in facts
+    assert "those of base" in facts
     assert "56.4 kB, as one download" in view.facts_html(view.read_plan(session), PUBLIC, "")
 
 

@@ -68,8 +68,9 @@ def test_demo_specialists_without_rows_are_scored_on_what_they_were_made_for(ses
 
 def test_twenty_own_rows_and_more_are_held_out_in_part(session: Session) -> None:
     own = session.with_rows(ROWS, "mine", ())
-    first, general = view.row_sets(own, Settings())
+    first, general, examples = view.row_sets(own, Settings())
     assert (first.name, len(first.rows), first.same_rows, general.name) == ("held-out rows", 10, False, "general")
+    assert (examples.rows, examples.seen) == (own.measured_rows, True)
     assert "held out" in first.note
     assert not set(map(str, first.rows)) & set(map(str, own.measured_rows))
 
