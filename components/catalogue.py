@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from components.naming import without_demo_paths
 from components.settings import Settings
 from llm_merge import hub, lora
 from llm_merge.demo import DEMO_MODELS, demo_path
@@ -53,15 +54,20 @@ def entries(settings: Settings) -> list[Entry]:
 
 
 def base_choices(settings: Settings) -> list[tuple[str, str]]:
-    """(label, reference) of what can be a base."""
-    return [(entry.label, entry.reference) for entry in entries(settings) if not entry.adapter]
+    """(label, value) of what can be a base."""
+    return [(entry.label, shown_choice(entry.reference, settings)) for entry in entries(settings) if not entry.adapter]
 
 
 def fine_tune_choices(settings: Settings, model_type: str = "") -> list[tuple[str, str]]:
-    """(label, reference) of what can be a fine-tune; of the demo's, those of the type and its bases last."""
+    """(label, value) of what can be a fine-tune; of the demo's, those of the type and its bases last."""
     offered = [e for e in entries(settings) if not (model_type and e.model_type) or e.model_type == model_type]
     offered.sort(key=lambda entry: entry.source == "demo" and not entry.adapter)
-    return [(entry.label, entry.reference) for entry in offered]
+    return [(entry.label, shown_choice(entry.reference, settings)) for entry in offered]
+
+
+def shown_choice(reference: str, settings: Settings) -> str:
+    """A reference as a model field holds it: on a public page without the server's folders."""
+    return without_demo_paths(reference) if settings.public else reference
 
 
 def resolve_choice(text: str, settings: Settings) -> str:
@@ -78,9 +84,9 @@ def resolve_choice(text: str, settings: Settings) -> str:
         if text in (demo_path(model.key), model.key) or text.lower() == model.title.lower():
             return demo_path(model.key)
     if settings.public:
-        # A demo base by its hub id is the demo's copy here; what is not demo is refused, whatever it is.
+        # As `shown_choice` writes it, a base by its hub id; what is not demo is refused, whatever it is.
         for model in DEMO_MODELS:
-            if model.base is None and text == model.reference:
+            if text == without_demo_paths(demo_path(model.key)):
                 return demo_path(model.key)
         raise CheckpointError(PUBLIC_ONLY, field=text[:MAX_CHARS])
     return text

@@ -13,7 +13,7 @@ from typing import Any
 
 import gradio as gr
 
-from components.catalogue import base_choices, fine_tune_choices, resolve_choice
+from components.catalogue import base_choices, fine_tune_choices, resolve_choice, shown_choice
 from components.demo_setup import prepare_steps, unprepared
 from components.feedback import error_html, progress_html, sentence
 from components.jobs import JobView, Step
@@ -178,7 +178,7 @@ def wire(tab: ModelsTab, page: Page) -> None:
         lists = [base_choices(settings), *[fine_tune_choices(settings, session.model_type)] * places]
 
         def dropdown(place: int) -> Any:
-            text = padded[place].text
+            text = shown_choice(padded[place].text, settings)
             if texts is not None and text == texts[place] and not (relist and place):
                 return gr.skip()
             return gr.Dropdown(choices=lists[place], value=text or None, allow_custom_value=not settings.public)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import PurePath
 
-from llm_merge.demo import DEMO_MODELS, demo_path
+from llm_merge.demo import ADAPTERS, DEMO_MODELS, demo_path
 
 
 @lru_cache(maxsize=256)
@@ -16,6 +16,17 @@ def short_name(reference: str) -> str:
             return model.title
     last = reference.rsplit("+", 1)[-1].rstrip("/\\")
     return PurePath(last.replace("\\", "/")).name.split("@")[0] or reference
+
+
+def without_demo_paths(text: str) -> str:
+    """A reference, recipe or card with the demo's folders on this machine named as everybody knows them.
+
+    "HuggingFaceTB/SmolLM2-135M-Instruct+assets/demo/adapters/king-james" for the demo's King James.
+    """
+    for model in DEMO_MODELS:
+        if model.base is None:
+            text = text.replace(demo_path(model.key), model.reference)
+    return text.replace(str(ADAPTERS), "assets/demo/adapters")
 
 
 def middle_cut(text: str, length: int = 32) -> str:

@@ -5,6 +5,7 @@ The job leaves either everything or nothing, whenever it is stopped. It knows jo
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import threading
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from components.demo_setup import prepare_steps
 from components.jobs import Step, Work
+from components.naming import without_demo_paths
 from components.session import Session
 from components.settings import Settings
 from components.views import save as view
@@ -26,7 +28,7 @@ from llm_merge.output import FolderSink
 from llm_merge.plan import make_plan, size_text
 
 DOWNLOADS = "llm-merge-download-"
-KEPT_DOWNLOADS = 4  # Gradio keeps its own copy of what was handed out; these are for a visitor who reloads
+KEPT_DOWNLOADS = 16  # over all visitors: what bounds the disk that downloads take
 KEPT_SECONDS = 3600.0
 PACK_BYTES = 16 * 1024**2  # packed between two signs of progress
 
@@ -61,6 +63,8 @@ def work(session: Session, folder: str, settings: Settings) -> Work:
                     yield Step(view.progress_text(event), share * (0.8 if temporary else 1.0))
             archive = ""
             if temporary:
+                for name in ("README.md", "mergekit_config.yml"):
+                    _hide_folders(target / name)
                 archive = str(target) + ".zip"
                 for fraction, message in _pack(target, Path(archive)):
                     yield Step(message, 0.8 + 0.2 * fraction)
@@ -92,14 +96,24 @@ def _pack(folder: Path, archive: Path) -> Iterator[tuple[float, str]]:
                     yield done / max(total, 1), f"Packing: {size_text(done)} of {size_text(total)}"
 
 
+def _hide_folders(path: Path) -> None:
+    """What is given away does not tell where the server keeps the demo."""
+    path.write_text(without_demo_paths(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
 def _name(session: Session) -> str:
     return Path(view.suggested_folder(session, Path("/nowhere"))).name
 
 
 def _new_download() -> Path:
-    """A fresh folder that nobody can guess; old ones make room for it."""
-    kept = sorted(Path(tempfile.gettempdir()).glob(f"{DOWNLOADS}*"), key=lambda path: path.stat().st_mtime)
+    """A fresh folder that nobody can guess; old ones make room for it.
+
+    Inside Gradio's own folder, from where a file is handed out as it is; of any other it would keep a second copy.
+    """
+    parent = Path(os.environ.get("GRADIO_TEMP_DIR") or Path(tempfile.gettempdir()) / "gradio").resolve()
+    parent.mkdir(parents=True, exist_ok=True)
+    kept = sorted(parent.glob(f"{DOWNLOADS}*"), key=lambda path: path.stat().st_mtime)
     for index, path in enumerate(kept):
         if index <= len(kept) - KEPT_DOWNLOADS or time.time() - path.stat().st_mtime > KEPT_SECONDS:
             shutil.rmtree(path, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=DOWNLOADS))
+    return Path(tempfile.mkdtemp(prefix=DOWNLOADS, dir=parent))

@@ -12,7 +12,8 @@ from typing import Any
 import gradio as gr
 
 from components import save_run
-from components.feedback import error_html, progress_html, sentence
+from components.feedback import error_html, note_html, progress_html, sentence
+from components.naming import without_demo_paths
 from components.page import Page
 from components.session import Session
 from components.settings import Settings
@@ -106,17 +107,19 @@ def wire(tab: SaveTab, page: Page) -> None:
         reading, text = view.read_plan(session), text or ""
         erased = rounding[1] if rounding[0] == session.recipe_key else None
         own = bool(text.strip()) and text != suggested  # what the visitor typed is read, never written
-        if not own:
+        if settings.public:
+            text = suggested = ""
+        elif not own:
             text = suggested = session.saved_folder or view.suggested_folder(session)
         return (
-            gr.skip() if own else text,
+            gr.skip() if own or settings.public else text,
             suggested,
             rounding,
             gr.Radio(view.type_choices(reading), value=session.dtype or ""),
             view.facts_html(reading, settings, text),
             view.problems_html(session, reading, settings, erased),
             gr.Button(interactive=view.can_save(session, reading, settings)),
-            session.recipe.to_yaml() if session.recipe else "",
+            without_demo_paths(session.recipe_key) if settings.public else session.recipe_key,
             *draw_result(session, kept),
         )
 
@@ -124,6 +127,8 @@ def wire(tab: SaveTab, page: Page) -> None:
         """→ `result`; what belongs to an earlier recipe says so."""
         if saved is None:
             return "", gr.skip(), gr.skip()
+        if view.is_gone(saved):
+            return note_html(view.GONE), gr.DownloadButton(visible=False, value=None), gr.skip()
         earlier = "" if saved.recipe_key == session.recipe_key else ", of the earlier recipe"
         offer = gr.DownloadButton(
             f"Download the model{earlier}", value=saved.archive or None, visible=bool(saved.archive)

@@ -64,8 +64,9 @@ def _wire_drawing(tab: TryTab, page: Page) -> None:
         if drawn == key or not view.what_to_try(session):
             return [drawn, *[gr.skip()] * len(fields)]
         prompts, searches = view.chat_examples(session), view.search_examples(session)
-        kept = [model for model in chosen or [] if model in session.models] or view.default_columns(session)
-        columns = gr.CheckboxGroup(choices=view.column_choices(session), value=kept)
+        offered = view.column_choices(session)
+        kept = [value for value in chosen or [] if value in dict(offered).values()] or view.default_columns(session)
+        columns = gr.CheckboxGroup(choices=offered, value=kept)
         asked = prompts[0] if view.is_example(prompt, drawn) else gr.skip()
         first = searches[0]
         search_text = (first.query, "\n".join(first.passages)) if view.is_example(query, drawn) else [gr.skip()] * 2

@@ -29,6 +29,7 @@ TYPES = ("float32", "bfloat16", "float16")
 FOLDER = Path("merged")  # beside where the app was started; new merges are suggested in it
 MAX_NAME = 60  # characters of a suggested folder's name
 ONE_MODEL = "A merge takes at least two models: add another one in Models."
+GONE = "The merged model made room for newer ones on this public page: merge it again to download it."
 NO_MODELS = "No models are chosen yet: choose a base and a fine-tune in Models."
 
 
@@ -187,6 +188,11 @@ def saved_html(session: Session, saved: Saved | None) -> str:
         return note_html(f"{where}: {what}.", "good")
     stale = note_html(f"{where}: {what}. The recipe has changed since: save again for the new one.")
     return f'<div class="stale">{stale}</div>'
+
+
+def is_gone(saved: Saved) -> bool:
+    """Whether a download has made room for others since."""
+    return bool(saved.archive) and not Path(saved.archive).is_file()
 
 
 def card_body(card: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from components.naming import short_name
+from components.naming import short_name, without_demo_paths
 from components.session import Session
 from components.views.choice import Choice, WidgetRow, widget_value
 from llm_merge.errors import RecipeError
@@ -16,7 +16,7 @@ def widget_of(session: Session) -> dict[str, Any]:
     rows = [
         WidgetRow(
             name=short_name(model),
-            title=model,
+            title=without_demo_paths(model),
             loss=table.mean(model) if table is not None and model in table.models else None,
             base=model == session.base,
         )

@@ -10,7 +10,7 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from components.naming import middle_cut, short_name
+from components.naming import middle_cut, short_name, without_demo_paths
 from components.palette import BASE, MERGED
 from components.session import Session, row_shape
 from components.settings import Settings
@@ -137,17 +137,19 @@ def base_of(session: Session) -> str:
 
 
 def column_choices(session: Session) -> list[tuple[str, str]]:
-    """(label, reference) of the models that can answer beside the merge."""
-    return [(_title(session, model), model) for model in session.models]
+    """(label, value) of the models that can answer beside the merge; the values name no folder of a server."""
+    return [(_title(session, model), without_demo_paths(model)) for model in session.models]
 
 
 def default_columns(session: Session) -> list[str]:
     """The base and the first fine-tune, which is the one that the first example prompt is meant for."""
-    return [model for model in (session.base, *session.fine_tunes[:1]) if model]
+    return [without_demo_paths(model) for model in (session.base, *session.fine_tunes[:1]) if model]
 
 
 def columns(session: Session, chosen: Sequence[str]) -> tuple[Column, ...]:
     """The base, the merge, then the fine-tunes. Raises MergeError for too many columns or unknown models."""
+    known = {without_demo_paths(model): model for model in session.models}
+    chosen = [known.get(value, value) for value in chosen]
     if any(model not in session.models for model in chosen):
         raise MergeError("The models have changed meanwhile: choose the columns again.", field="columns")
     if len(set(chosen)) + 1 > MAX_COLUMNS:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from components.feedback import note_html
-from components.naming import middle_cut, short_name
+from components.naming import middle_cut, short_name, without_demo_paths
 from components.session import Row, Session
 from components.views.recipe_bar import colors
 from llm_merge.loss_table import LossTable
@@ -79,7 +79,8 @@ def missing_html(session: Session) -> str:
         return note_html("Choose at least two models first, in Models.")
     if not session.measured_rows:
         return note_html("Add examples first, in Examples: the losses on them decide the shares.")
-    if session.losses is not None and session.losses.rows_hash != session.measured_hash:
+    losses = session.losses
+    if losses and losses.rows_hash != session.measured_hash and set(session.models) <= set(losses.models):
         return note_html("The examples have changed since these models were measured: measure again.", "warning")
     return ""
 
@@ -135,7 +136,7 @@ def drawing_key(session: Session) -> str:
 def losses_html(models: Sequence[str], losses: Losses, rows: Sequence[Row], color: dict[str, str]) -> str:
     """The table: means first, then one line per example; the lowest loss of a line is bold."""
     head = "".join(
-        f'<th scope="col" title="{html.escape(model)}"><i style="background:{color[model]}"></i>'
+        f'<th scope="col" title="{html.escape(without_demo_paths(model))}"><i style="background:{color[model]}"></i>'
         f"{html.escape(middle_cut(short_name(model), 22))}</th>"
         for model in models
     )

@@ -40,6 +40,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(folder))
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(folder))
     return folder
 
 
@@ -231,9 +232,12 @@ def test_public_mode_packs_the_folder_and_keeps_only_the_download(
 
 
 def test_old_downloads_make_room_for_new_ones(session: Session, temporary: Path) -> None:
-    for _ in range(save_run.KEPT_DOWNLOADS + 2):
-        run_job(session, "", PUBLIC)
+    for number in range(save_run.KEPT_DOWNLOADS + 2):
+        _, saved = run_job(session, "", PUBLIC)
+        if not number:
+            first = saved
     assert len(list(temporary.iterdir())) == save_run.KEPT_DOWNLOADS
+    assert view.is_gone(first) and not view.is_gone(saved)
 
 
 def test_the_job_checks_what_the_page_checks(session: Session, tmp_path: Path, temporary: Path) -> None:
