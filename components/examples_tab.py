@@ -22,9 +22,6 @@ from components.views import examples as view
 from llm_merge.errors import MergeError
 from llm_merge.examples import Columns
 
-PLACEHOLDER = """input,output
-What is the capital of Greece?,Athens
-"Who wrote ""Emma""?",Jane Austen"""
 # Kept for this browser tab only: nothing typed is lost on a reload, and nothing is left behind for the next person.
 REMEMBER = (
     "(text) => { try { sessionStorage.setItem('llm-merge-examples', text) } catch { /* too long, or private */ } }"
@@ -64,7 +61,7 @@ def build(settings: Settings) -> ExamplesTab:
                 label="Or paste your own: JSON, JSON Lines, CSV or TSV",
                 lines=9,
                 max_lines=18,
-                placeholder=PLACEHOLDER,
+                placeholder=view.PLACEHOLDERS["answer"],
                 elem_id="examples-text",
             )
             expected = gr.HTML(elem_id="examples-expected")
@@ -112,12 +109,13 @@ def wire(tab: ExamplesTab, page: Page) -> None:
         return index, view.place_html(session, index), shown, gr.Button(visible=ask)
 
     def redraw(session: Session, index: int) -> tuple[Any, ...]:
-        """session, row number → demo, what is expected, use-text button, summary, previous, next, and the row."""
+        """session, row number → demo, text box, what is expected, use-text, summary, previous, next, and the row."""
         index = view.row_index(session, index)
         many = gr.Button(interactive=len(session.rows) > 1)
         choices, shape = view.demo_choices(session.model_type), row_shape(session.model_type)
         return (
             gr.Radio(choices, value=view.demo_choice(session)),
+            gr.Textbox(placeholder=view.PLACEHOLDERS[shape]),
             f'<p class="facts">{view.EXPECTED[shape]}</p>',
             gr.Button(visible=session.rows_from != view.OWN_TEXT),
             view.summary_html(session, settings),
@@ -208,7 +206,7 @@ def wire(tab: ExamplesTab, page: Page) -> None:
         yield view.preview_html(session, index, exact), gr.Button(visible=False, interactive=True)
 
     row = [tab.index, tab.place, tab.preview, tab.exact]
-    drawn = [tab.demo, tab.expected, tab.use_text, tab.summary, tab.previous, tab.following, *row]
+    drawn = [tab.demo, tab.text, tab.expected, tab.use_text, tab.summary, tab.previous, tab.following, *row]
     said = [page.session, tab.reading, tab.columns, tab.question, tab.answer, tab.source]
     text_in, file_in = [page.session, tab.text, tab.chosen], [page.session, tab.file, tab.chosen]
 

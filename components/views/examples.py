@@ -13,6 +13,7 @@ from typing import Any
 from components.exact_preview import ExactRow
 from components.session import Row, Session, row_shape
 from components.settings import Settings
+from components.views.scoreboard_view import SEARCH_ROWS
 from llm_merge.demo import demo_examples
 from llm_merge.errors import ExampleError
 from llm_merge.examples import Columns, Limits, guess_columns, parse_examples, rows_from_table, split
@@ -30,6 +31,10 @@ LAST_TURN = ("the last assistant turn", "")
 EXPECTED = {
     "answer": "Each row needs a question and its answer. Other columns are left alone.",
     "search": "Each row needs a query and the passage to be found (pos); passages that must not be found (neg) help.",
+}
+PLACEHOLDERS = {
+    "answer": 'input,output\nWhat is the capital of Greece?,Athens\n"Who wrote ""Emma""?",Jane Austen',
+    "search": "query,pos,neg\ncapital of Greece,Athens is the capital of Greece.,Ankara is the capital of Turkey.",
 }
 SEEN_BY_NO_WEIGHT = ": a merge is judged on rows that its weights were not computed from."
 SHOWN_CHARACTERS = 6000  # of one text in the preview
@@ -181,9 +186,9 @@ def summary_html(session: Session, settings: Settings) -> str:
         return '<p class="facts">No examples yet: choose a demo set or paste your own.</p>'
     rows, note, parts = Counter(_task(row) for row in session.rows), "", None
     if session.demo_tasks:
-        many = (
-            f"{settings.demo_rows} other rows of each task are" if len(rows) > 1 else f"{settings.demo_rows} others are"
-        )
+        search = row_shape(session.model_type) == "search"
+        others = min(SEARCH_ROWS if search else settings.demo_rows, settings.max_rows)
+        many = f"{others} other rows of each task are" if len(rows) > 1 else f"{others} others are"
         note = f"{len(session.rows)} rows to measure on; {many} held out for the scoreboard."
     else:
         parts = split(session.rows)

@@ -14,6 +14,7 @@ from components.exact_preview import ExactRow
 from components.session import Session
 from components.settings import Settings
 from components.views import examples as view
+from components.views.scoreboard_view import SEARCH_ROWS
 from llm_merge.errors import ExampleError
 from llm_merge.examples import Columns
 
@@ -71,6 +72,12 @@ def test_a_readable_text_takes_over() -> None:
     assert view.demo_choice(reading.session) is None
     assert reading.columns == Columns("input", "output")
     assert plain(view.reading_html(reading)) == "Your text: 2 rows read as CSV."
+
+
+@pytest.mark.parametrize(("shape", "model_type"), [("answer", "decoder"), ("search", "encoder")])
+def test_what_the_empty_box_shows_can_be_read(shape: str, model_type: str) -> None:
+    reading = view.read(replace(Session(), model_type=model_type), view.PLACEHOLDERS[shape], view.OWN_TEXT, SETTINGS)
+    assert reading.session.rows and not reading.problems
 
 
 def test_problems_are_listed_with_their_lines_and_nothing_in_use_changes() -> None:
@@ -160,6 +167,8 @@ def test_rows_held_out_are_counted_and_explained() -> None:
         "In use: Verse + Dictionary (demo) Task Rows verse 32 dictionary 32 64 rows to measure on; 32 other rows of "
         "each task are held out for the scoreboard."
     )
+    search = view.use_demo(replace(Session(), model_type="encoder"), "both")
+    assert f"{SEARCH_ROWS} other rows of each task" in view.summary_html(search, SETTINGS)
 
 
 def test_each_row_says_on_which_side_it_is() -> None:

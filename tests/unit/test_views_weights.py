@@ -86,6 +86,11 @@ def test_other_examples_make_the_losses_old(session: Session) -> None:
     assert "2.50" not in table_html(other, None)
 
 
+def test_other_models_were_not_measured_on_the_old_examples(session: Session) -> None:
+    other = measured(session).with_models("decoder", "org/base", ["org/one"]).with_rows(ROWS[:2], "pasted", ())
+    assert missing_html(other) == ""
+
+
 @pytest.mark.parametrize(
     ("seconds", "words"), [(0.2, "1 s"), (3.1, "4 s"), (12, "15 s"), (54, "55 s"), (56, "1 min"), (61, "2 min")]
 )
