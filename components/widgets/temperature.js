@@ -102,6 +102,7 @@ function buildRow(row, index) {
     draw();
     release();
   });
+  share.addEventListener("blur", draw); // what was typed gives way to the share that came of it
   lock.addEventListener("click", () => {
     state.byHand = true;
     state.locked[index] = !state.locked[index];
