@@ -149,7 +149,7 @@ def scored_html(scored: Scored, metric: str, session: Session) -> str:
     parts.append(f'<p class="headline">{html.escape(sentence)}</p>' if sentence else "")
     parts.append(f'<div class="message problem" role="alert">{html.escape(worse)}</div>' if worse else "")
     parts.append(table_html(board))
-    optimistic = ("The shares were computed from these rows: optimistic.",) if board.same_rows else ()
+    optimistic: tuple[str, ...] = ("The shares were computed from these rows: optimistic.",) if board.same_rows else ()
     optimistic += tuple(f"The shares come from the {name}: optimistic there." for name in board.seen)
     notes = dict.fromkeys((f"Merged is {scored.mix}.", _legend(board), *optimistic, *scored.notes))
     parts.append(f'<p class="how">{html.escape(" ".join(notes))}</p>')
