@@ -106,13 +106,15 @@ def wire(tab: SaveTab, page: Page) -> None:
         """session, folder, suggested folder, rounding, last saved → `drawn` and `result`."""
         reading, text = view.read_plan(session), text or ""
         erased = rounding[1] if rounding[0] == session.recipe_key else None
-        own = bool(text.strip()) and text != suggested  # what the visitor typed is read, never written
+        # What the visitor typed is read, never written; and nothing is sent back unless it is new, since they may be
+        # typing while this is on its way.
+        before = text
         if settings.public:
             text = suggested = ""
-        elif not own:
+        elif not text.strip() or text == suggested:
             text = suggested = session.saved_folder or view.suggested_folder(session)
         return (
-            gr.skip() if own or settings.public else text,
+            gr.skip() if settings.public or text == before else text,
             suggested,
             rounding,
             gr.Radio(view.type_choices(reading), value=session.dtype or ""),

@@ -67,9 +67,11 @@ def _wire_drawing(tab: TryTab, page: Page) -> None:
         offered = view.column_choices(session)
         kept = [value for value in chosen or [] if value in dict(offered).values()] or view.default_columns(session)
         columns = gr.CheckboxGroup(choices=offered, value=kept)
-        asked = prompts[0] if view.is_example(prompt, drawn) else gr.skip()
+        # Sent back only when it is new: the visitor may be typing while this is on its way.
+        asked = prompts[0] if view.is_example(prompt, drawn) and prompt != prompts[0] else gr.skip()
         first = searches[0]
-        search_text = (first.query, "\n".join(first.passages)) if view.is_example(query, drawn) else [gr.skip()] * 2
+        new = view.is_example(query, drawn) and query != first.query
+        search_text = (first.query, "\n".join(first.passages)) if new else [gr.skip()] * 2
         own = _own_settings(session) if drawn is None or drawn[1] != session.models else None
         drawing = [own.temperature, own.top_p, own.repetition_penalty, own.greedy] if own else [gr.skip()] * 4
         chat_buttons = _labels(prompts, len(chat.examples))

@@ -44,9 +44,9 @@ def url(tiny_llama: TinyFamily, tmp_path: Path) -> Iterator[str]:
             with gr.Tab("Weights", id="weights"):
                 tab = weights_tab.build(settings)
         cache = MeasurementCache(tmp_path / "measured")
-        page = Page(blocks, settings, JobRegistry(), SessionStore(), cache, session, visitor, tabs)
+        arrived = arrive.click(lambda: ("somebody", start), None, [visitor, session])
+        page = Page(blocks, settings, JobRegistry(), SessionStore(), cache, session, visitor, tabs, arrived)
         weights_tab.wire(tab, page)
-        arrive.click(lambda: ("somebody", start), None, [visitor, session])
     mine = {"server_name": "127.0.0.1", "server_port": free_port(), "prevent_thread_lock": True, "quiet": True}
     _, address, _ = blocks.launch(**launch_settings(settings) | mine)
     yield address
