@@ -17,7 +17,7 @@ from components.jobs import JobView, Step, Work
 from components.session import Session
 from components.settings import Settings
 from components.views import try_view
-from components.views.start import LiveAnswers
+from components.views.start import MERGED_NAME, LiveAnswers
 from llm_merge.generation import GenerationSettings
 from llm_merge.measurements import recorded_losses
 
@@ -70,8 +70,7 @@ def work(session: Session, prompt: str, specialist: str, settings: Settings, cac
 
 def live_answers(answers: try_view.Answers) -> LiveAnswers:
     """What Start shows of answers side by side."""
-    shown = [answer for answer in answers.columns if answer.name != try_view.MERGED_NAME]
-    shown += [answer for answer in answers.columns if answer.name == try_view.MERGED_NAME]
+    shown = sorted(answers.columns, key=lambda answer: answer.name == MERGED_NAME)  # the merge last
     texts = tuple((answer.name, answer.text) for answer in shown)
     return LiveAnswers(answers.prompt, texts, answers.recipe_key, answers.mix)
 

@@ -15,11 +15,10 @@ from components.palette import BASE, MERGED
 from components.session import Session, row_shape
 from components.settings import Settings
 from components.views.recipe_bar import colors
-from components.views.start import Card, cards_html
+from components.views.start import MERGED_NAME, Card, cards_html
 from llm_merge.errors import MergeError
 from llm_merge.recipe import Recipe
 
-MERGED_NAME = "merged"
 MAX_COLUMNS = 4
 MAX_PASSAGES = 40
 EXAMPLES = 4  # buttons
