@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
+from llm_merge.errors import RecipeError
 from llm_merge.methods import Parameter, register
 
 if TYPE_CHECKING:
@@ -25,13 +27,23 @@ def linear(
     tensors: Sequence[torch.Tensor],
     /,
     *,
-    weights: Annotated[Sequence[float], Parameter("How much of each model goes in; 0 leaves it out.", each=True)],
+    weights: Annotated[
+        Sequence[float], Parameter("How much of each model goes in; 0 leaves it out.", each=True, key="weight")
+    ],
+    normalize: Annotated[bool, Parameter("Divide by the sum of the weights.", default=True)],
 ) -> torch.Tensor:
-    """Σ wᵢ·xᵢ for tensors of one shape, added in the order given.
+    """Σ wᵢ·xᵢ for tensors of one shape, added in the order given; `normalize` divides the weights by their sum.
 
-    Starts from the first product, not from zero, so that the sign of a negative zero survives weights (1, 0). Dividing
-    by the sum of the weights (`normalize`) is done once, on the weights, when the merge is planned.
+    Starts from the first product, not from zero, so that the sign of a negative zero survives weights (1, 0).
+    Raises RecipeError where weights that sum to 0 are to be divided by their sum.
     """
+    if normalize:
+        # Once, on the weights: dividing the result instead would round every entry a second time.
+        total = math.fsum(weights)
+        if abs(total) < 1e-8:
+            message = "The weights sum to 0, and dividing by their sum is not possible: change a weight, or set "
+            raise RecipeError(message + "`normalize: false`.", field="parameters.normalize")
+        weights = [weight / total for weight in weights]
     result = tensors[0] * weights[0]
     for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
         result.add_(tensor, alpha=weight)
