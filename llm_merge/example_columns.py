@@ -1,24 +1,16 @@
-"""Which column is the question and which the answer, and one record → one row that a model can be measured on.
+"""Which column is the question and which the answer, guessed by their names.
 
-The guess is a value that a person can change. This module knows records and rows; it reads no text formats and
-decides nothing about sets of rows.
+The guess is a value that a person can change. This module knows the names of columns only: what stands in them is
+read in `example_rows`.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 from llm_merge.errors import ExampleError
-from llm_merge.read_examples import Record
-from llm_merge.read_json import is_conversation, kind_of
-
-Row = Mapping[str, Any]
-"""One example: {"input", "output", "task"} and, for a conversation, "messages" (every turn before the answer); or
-{"query", "pos": [...], "neg": [...], "task"} for models that search or rank."""
 
 RETRIEVAL_TYPES = ("encoder", "reranker")
 MODEL_TYPES = ("decoder", "encoder", "reranker", "encoder-decoder")
@@ -90,21 +82,12 @@ POSITIVE = (
     "completion",
     "a",
 )
+CHOICES = ("choices", "options", "endings")
+CHOICE_ANSWER = ("answerkey", "correct")
+"""Names of an answer's column that only count where there are choices."""
 NUMBERS = ("id", "idx", "index", "nr", "no", "number", "row", "key", "uid", "score", "column_1")
 NEGATIVE = re.compile(r"(hard_)?neg(ative)?s?(_?\d+)?")
 TASK = ("task", "task_name", "dataset", "category", "subject")
-
-SPEAKERS = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "chatgpt": "assistant",
-}
 
 
 @dataclass(frozen=True)
@@ -117,6 +100,7 @@ class Columns:
     context    a column that is appended to the question on a new line (alpaca's `input` after `instruction`)
     negatives  columns of passages that must not be found
     task       a column that names the row's task
+    choices    a column of the texts that the answer is one of (multiple choice)
     by_name    the names said so; otherwise the first two columns were taken
     """
 
@@ -125,12 +109,14 @@ class Columns:
     context: str = ""
     negatives: tuple[str, ...] = ()
     task: str = ""
+    choices: str = ""
     by_name: bool = field(default=True, compare=False)
 
     @property
     def used(self) -> tuple[str, ...]:
-        """The columns that are read, in the order question, context, answer, negatives, task."""
-        return tuple(n for n in (self.question, self.context, self.answer, *self.negatives, self.task) if n)
+        """The columns that are read, in the order question, context, answer, choices, negatives, task."""
+        names = (self.question, self.context, self.answer, self.choices, *self.negatives, self.task)
+        return tuple(name for name in names if name)
 
 
 def guess_columns(names: Sequence[str], model_type: str) -> Columns:
@@ -146,9 +132,11 @@ def guess_columns(names: Sequence[str], model_type: str) -> Columns:
         return _guess_passages(rest, task)
     if conversation := _find(rest, CONVERSATION, parts=False):
         return Columns(conversation, task=task)
+    choices = _find(rest, CHOICES, parts=False)
+    rest = [name for name in rest if name != choices]
     instruction = _find(rest, ("instruction",), parts=False)
     question = instruction or _find(rest, QUESTION)
-    answer = _find([name for name in rest if name != question], ANSWER)
+    answer = _find([name for name in rest if name != question], (*ANSWER, *(CHOICE_ANSWER if choices else ())))
     context = _find(
         [name for name in rest if name not in (question, answer)],
         ("input", "context") if instruction else ("context",),
@@ -162,7 +150,9 @@ def guess_columns(names: Sequence[str], model_type: str) -> Columns:
             ]
         )
     return _by_name_or_place(
-        Columns(question, answer, context=context, task=task), rest, "a question column and an answer column"
+        Columns(question, answer, context=context, task=task, choices=choices),
+        rest,
+        "a question column and an answer column",
     )
 
 
@@ -195,7 +185,7 @@ def _by_name_or_place(found: Columns, rest: Sequence[str], needed: str) -> Colum
         raise ExampleError([f"Two columns are needed, {needed}; found: {only}."])
     question = found.question or left.pop(0)
     answer = found.answer or left.pop(0)
-    return Columns(question, answer, found.context, found.negatives, found.task, by_name=False)
+    return replace(found, question=question, answer=answer, by_name=False)
 
 
 def _find(names: Sequence[str], wanted: Iterable[str], *, parts: bool = True) -> str:
@@ -215,130 +205,6 @@ def _find(names: Sequence[str], wanted: Iterable[str], *, parts: bool = True) ->
 
 def _plain(name: str) -> str:
     return re.sub(r"[\W_]+", "_", name.strip().lower()).strip("_")
-
-
-# ---- one record → one row --------------------------------------------------------------------------------------------
-
-
-class BadRow(Exception):
-    """What is wrong with one row, without its place."""
-
-
-def make_row(record: Record, columns: Columns, model_type: str) -> Row:
-    """A record as the row that models are measured on (see `Row`). Raises BadRow in one sentence."""
-    if all(_is_empty(value) for value in record.values.values()):
-        raise BadRow("this row is empty.")
-    for name in (columns.question, columns.answer):
-        if name and name not in record.values:
-            raise BadRow(f"there is no “{name}” in this row (it has {', '.join(map(str, record.values))}).")
-    task = record.task
-    if columns.task and not _is_empty(record.values.get(columns.task)):
-        task = _text(record, columns.task)
-    row = _passages(record, columns) if model_type in RETRIEVAL_TYPES else _pair(record, columns)
-    return {**row, "task": task.strip()}
-
-
-def _pair(record: Record, columns: Columns) -> dict[str, Any]:
-    turns = _turns(record, columns.question)
-    if not columns.answer:
-        if turns is None:
-            raise BadRow(
-                f"“{columns.question}” is {kind_of(record.values[columns.question])}; a list of turns such as "
-                '[{"role": "user", "content": …}, …] was expected.'
-            )
-        last = max((i for i, turn in enumerate(turns) if turn["role"] == "assistant"), default=-1)
-        if last < 0:
-            raise BadRow(f"“{columns.question}” has no assistant turn, so there is no answer to learn from.")
-        turns, answer = turns[:last], turns[last]["content"]
-    else:
-        reply = _turns(record, columns.answer)
-        answer = reply[-1]["content"] if reply else _text(record, columns.answer)
-    question = _last_question(turns) if turns is not None else _text(record, columns.question)
-    if columns.context and not _is_empty(record.values.get(columns.context)):
-        question = f"{question}\n{_text(record, columns.context)}"
-    if not question.strip():
-        raise BadRow(f"the question (column “{columns.question}”) is empty.")
-    if not answer.strip():
-        raise BadRow(f"the answer (column “{columns.answer or columns.question}”) is empty.")
-    row: dict[str, Any] = {"input": question, "output": answer}
-    if turns is not None and len(turns) > 1:
-        row["messages"] = turns
-    return row
-
-
-def _passages(record: Record, columns: Columns) -> dict[str, Any]:
-    query = _text(record, columns.question)
-    positives = _texts(record, columns.answer)
-    if not query.strip():
-        raise BadRow(f"the query (column “{columns.question}”) is empty.")
-    if not positives:
-        raise BadRow(f"the passage to be found (column “{columns.answer}”) is empty.")
-    negatives = [text for name in columns.negatives for text in _texts(record, name)]
-    return {"query": query, "pos": positives, "neg": negatives}
-
-
-def _last_question(turns: Sequence[Mapping[str, str]]) -> str:
-    if not turns or turns[-1]["role"] != "user":
-        raise BadRow("the turn before the answer is not the user's; each answer must follow a question.")
-    return turns[-1]["content"]
-
-
-def _turns(record: Record, name: str) -> list[dict[str, str]] | None:
-    """A conversation as [{"role", "content"}], or None if the value is not one."""
-    value = _unpacked(record.values[name])
-    if not is_conversation(value):
-        return None
-    turns = []
-    for number, turn in enumerate(value, start=1):
-        speaker = turn["role"] if "role" in turn else turn["from"]
-        content = turn["content"] if "content" in turn else turn["value"]
-        if isinstance(content, list):  # OpenAI's content parts
-            content = "".join(str(part.get("text", "")) for part in content if isinstance(part, Mapping))
-        role = SPEAKERS.get(str(speaker).lower())
-        if role is None:
-            raise BadRow(f"turn {number} of “{name}” is by “{speaker}”; system, user or assistant was expected.")
-        turns.append({"role": role, "content": _as_text(content, f"turn {number} of “{name}”")})
-    return turns
-
-
-def _text(record: Record, name: str) -> str:
-    return _as_text(record.values.get(name), f"“{name}”")
-
-
-def _texts(record: Record, name: str) -> list[str]:
-    """One text or a list of them; empty ones are left out."""
-    value = _unpacked(record.values.get(name))
-    values = value if isinstance(value, (list, tuple)) else [value]
-    texts = [_as_text(item, f"“{name}”") for item in values if not _is_empty(item)]
-    return [text for text in texts if text.strip()]
-
-
-def _as_text(value: object, what: str) -> str:
-    if _is_empty(value):
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if not isinstance(value, (str, int, float)):
-        raise BadRow(f"{what} is {kind_of(value)}; text was expected.")
-    text = str(value)
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise BadRow(f"{what} holds half a character (a lone surrogate, \\ud800 to \\udfff): type it again.")
-    return text
-
-
-def _unpacked(value: Any) -> Any:
-    """A list written as JSON inside a table's cell is that list."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            inner = json.loads(value, strict=False)
-        except (ValueError, RecursionError):
-            return value
-        return inner if isinstance(inner, list) else value
-    return value
-
-
-def _is_empty(value: object) -> bool:
-    return value is None or value != value or (isinstance(value, (str, list, tuple, dict)) and len(value) == 0)
 
 
 def check_model_type(model_type: str) -> None:

@@ -9,20 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from llm_merge.errors import ExampleError
-from llm_merge.example_columns import (
-    RETRIEVAL_TYPES,
-    BadRow,
-    Columns,
-    Row,
-    check_model_type,
-    guess_columns,
-    make_row,
-)
+from llm_merge.example_columns import RETRIEVAL_TYPES, Columns, check_model_type, guess_columns
+from llm_merge.example_rows import Row, make_row
+from llm_merge.example_values import BadRow
 from llm_merge.read_examples import (
     Limits,
     Record,
@@ -100,10 +94,24 @@ def rows_from_table(
         raise ExampleError([f"There is no column “{missing[0]}”; there are {', '.join(table.names)}."])
     if columns.question == columns.answer:
         raise ExampleError([f"“{columns.question}” cannot be both question and answer: choose two columns."])
+    chosen = columns
+    rows = make_rows(table, lambda record: make_row(record, chosen, model_type), limits)
+    if model_type in RETRIEVAL_TYPES and len(rows) == 1 and not rows[0]["neg"]:
+        raise ExampleError(
+            [
+                "One query without negatives has nothing to compete with: add a second row, or a passage "
+                "that must not be found (column “neg”)."
+            ]
+        )
+    return ExampleSet(tuple(rows), model_type, columns, table.format, _notes(table, columns, rows, model_type))
+
+
+def make_rows(table: Table, make: Callable[[Record], Row], limits: Limits) -> list[Row]:
+    """Every record as a row. Raises ExampleError with the problems of reading and those of `make` (BadRow) together."""
     rows, found = [], list(table.problems)
     for record in table.records:
         try:
-            row = make_row(record, columns, model_type)
+            row = make(record)
         except BadRow as problem:
             found.append(f"{record.where}: {problem}")
             continue
@@ -116,14 +124,7 @@ def rows_from_table(
         rows.append(row)
     if found:
         raise ExampleError(first_problems(found))
-    if model_type in RETRIEVAL_TYPES and len(rows) == 1 and not rows[0]["neg"]:
-        raise ExampleError(
-            [
-                "One query without negatives has nothing to compete with: add a second row, or a passage "
-                "that must not be found (column “neg”)."
-            ]
-        )
-    return ExampleSet(tuple(rows), model_type, columns, table.format, _notes(table, columns, rows, model_type))
+    return rows
 
 
 def check_rows(rows: object, model_type: str, *, limits: Limits | None = None) -> tuple[Row, ...]:
@@ -171,16 +172,20 @@ def _notes(table: Table, columns: Columns, rows: Sequence[Row], model_type: str)
     unused = [name for name in table.names if name not in columns.used]
     if unused:
         notes.append(f"Not used: {', '.join(unused)}.")
+    return (*notes, *repeated_note(rows))
+
+
+def repeated_note(rows: Sequence[Row]) -> tuple[str, ...]:
+    """A note on rows that say what an earlier one says, if there are any."""
     repeated = len(rows) - len({_canonical(row) for row in rows})
-    if repeated:
-        notes.append(f"{repeated} row{'s' if repeated > 1 else ''} repeat{'' if repeated > 1 else 's'} an earlier one.")
-    return tuple(notes)
+    many = repeated > 1
+    return (f"{repeated} row{'s' if many else ''} repeat{'' if many else 's'} an earlier one.",) if repeated else ()
 
 
 def _characters(row: Row) -> int:
     turns = row.get("messages", ())
     texts = [turn["content"] for turn in turns[:-1]]
-    for value in (row.get(key, "") for key in ("input", "output", "query", "pos", "neg")):
+    for value in (row.get(key, "") for key in ("input", "output", "choices", "query", "pos", "neg")):
         texts += [value] if isinstance(value, str) else value
     return sum(map(len, texts))
 

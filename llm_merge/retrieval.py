@@ -68,13 +68,7 @@ def retrieval(
     Equally near passages count as nearer: a model that gives every text the same vector finds nothing. Raises
     ExampleError naming rows without a query or passage.
     """
-    problems = [
-        f"{row_name(index, row)} needs a query and a passage to find: fill in query and pos or remove the row."
-        for index, row in enumerate(rows)
-        if not text_of(row, "query").strip() or not any(text.strip() for text in texts_of(row, "pos"))
-    ]
-    if problems or not rows:
-        raise ExampleError(problems or ["There are no example rows: paste some or choose a demo set."])
+    check_searchable(rows)
     pool = list(dict.fromkeys(text for row in rows for key in ("pos", "neg") for text in texts_of(row, key)))
     place = {text: index for index, text in enumerate(pool)}
     passages = embed(bench, pool, "passage", stop)
@@ -87,3 +81,14 @@ def retrieval(
         nearer = int((line >= best).sum()) - sum(float(line[index]) >= best for index in right)
         ranks.append(1 + nearer)
     return Retrieval(tuple(ranks), len(pool))
+
+
+def check_searchable(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Raises ExampleError naming the rows without a query or a passage to find."""
+    problems = [
+        f"{row_name(index, row)} needs a query and a passage to find: fill in query and pos or remove the row."
+        for index, row in enumerate(rows)
+        if not text_of(row, "query").strip() or not any(text.strip() for text in texts_of(row, "pos"))
+    ]
+    if problems or not rows:
+        raise ExampleError(problems or ["There are no example rows: paste some or choose a demo set."])
