@@ -96,11 +96,35 @@ class Family:
         """The exact text of a prepared row, in pieces, each with whether it is scored."""
         raise NotImplementedError
 
+    def batch_plan(self, bench: Workbench, rows: Sequence[Any], settings: EvaluationSettings) -> list[list[int]]:
+        """The numbers of the rows that go through the model together, each row in exactly one batch."""
+        raise NotImplementedError
+
+    def batch_losses(
+        self,
+        bench: Workbench,
+        rows: Sequence[Any],
+        batch: Sequence[int],
+        settings: EvaluationSettings,
+        stop: threading.Event | None,
+    ) -> torch.Tensor:
+        """The losses of one batch of the plan in nats, shape [rows of the batch], float32.
+
+        Differentiable where gradients are on. Raises Stopped when asked to stop.
+        """
+        raise NotImplementedError
+
     def losses(
         self, bench: Workbench, rows: Sequence[Any], settings: EvaluationSettings, stop: threading.Event | None
     ) -> Iterator[tuple[int, float]]:
         """(row, loss in nats), in any order. Raises Stopped when asked to stop."""
-        raise NotImplementedError
+        import torch
+
+        for batch in self.batch_plan(bench, rows, settings):
+            check_stop(stop)
+            with torch.inference_mode():
+                values = self.batch_losses(bench, rows, batch, settings, stop)
+            yield from zip(batch, values.tolist(), strict=True)
 
 
 def row_name(index: int, row: Mapping[str, Any]) -> str:

@@ -7,14 +7,16 @@ Mean over examples of the mean over answer tokens (LM-Cocktail's loss, arXiv 231
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llm_merge.errors import ExampleError
-from llm_merge.families.base import Family, batches, check_stop, filling, length_limit, padded, row_name, takes, text_of
+from llm_merge.families.base import Family, batches, filling, length_limit, padded, row_name, takes, text_of
 from llm_merge.prompts import ResolvedFormat, TokenRow, encode_answers, marked_text
 
 if TYPE_CHECKING:
+    import torch
+
     from llm_merge.evaluation import EvaluationSettings
     from llm_merge.workbench import Workbench
 
@@ -48,35 +50,49 @@ class Decoder(Family):
     def preview(self, row: TokenRow, tokenizer: Any) -> list[tuple[str, bool]]:
         return marked_text(row, tokenizer.eos_token)
 
-    def losses(
-        self, bench: Workbench, rows: Sequence[TokenRow], settings: EvaluationSettings, stop: threading.Event | None
-    ) -> Iterator[tuple[int, float]]:
+    def batch_plan(self, bench: Workbench, rows: Sequence[TokenRow], settings: EvaluationSettings) -> list[list[int]]:
+        """Rows of like length together, fewer where their logits would not fit."""
+        can_choose = takes(bench.model, "logits_to_keep")
+        row = 4 * int(bench.model.get_output_embeddings().weight.shape[0])
+        sizes = [row * len(_places(tokens) if can_choose else tokens.ids) for tokens in rows]
+        return batches([len(tokens.ids) for tokens in rows], settings.batch_size, sizes)
+
+    def batch_losses(
+        self,
+        bench: Workbench,
+        rows: Sequence[TokenRow],
+        batch: Sequence[int],
+        settings: EvaluationSettings,
+        stop: threading.Event | None,
+    ) -> torch.Tensor:
         import torch
 
-        fill, can_choose = filling(bench.tokenizer), takes(bench.model, "logits_to_keep")
-        vocabulary = int(bench.model.get_output_embeddings().weight.shape[0])
-        places = [[at - 1 for at, scored in enumerate(row.scored) if scored and at > 0] for row in rows]
-        sizes = [4 * vocabulary * len(row.ids if not can_choose else at) for row, at in zip(rows, places, strict=True)]
-        for batch in batches([len(row.ids) for row in rows], settings.batch_size, sizes):
-            check_stop(stop)
-            ids, mask = padded([rows[index].ids for index in batch], fill, bench.device)
-            # The head is the dearest layer of a small model: apply it only where an answer token is guessed.
-            kept = sorted({place for index in batch for place in places[index]})
-            column = {place: number for number, place in enumerate(kept)}
-            options = {"logits_to_keep": torch.tensor(kept, device=bench.device)} if can_choose else {}
-            with torch.inference_mode():
-                logits = bench.model(input_ids=ids, attention_mask=mask, use_cache=False, **options).logits
-            for number, index in enumerate(batch):
-                where = [column[place] if can_choose else place for place in places[index]]
-                targets = torch.tensor([rows[index].ids[place + 1] for place in places[index]], device=bench.device)
-                yield index, mean_loss(logits[number, where], targets)
+        can_choose = takes(bench.model, "logits_to_keep")
+        ids, mask = padded([rows[index].ids for index in batch], filling(bench.tokenizer), bench.device)
+        places = [_places(rows[index]) for index in batch]
+        counts = [len(row) for row in places]
+        # The head is the dearest layer of a small model: apply it only where an answer token is guessed.
+        kept = sorted({place for row in places for place in row})
+        column = {place: number for number, place in enumerate(kept)}
+        options = {"logits_to_keep": torch.tensor(kept, device=bench.device)} if can_choose else {}
+        logits = bench.model(input_ids=ids, attention_mask=mask, use_cache=False, **options).logits
+        # One copy to the device for the whole batch: a GPU would have to wait for each.
+        columns = torch.tensor([column[place] if can_choose else place for row in places for place in row])
+        tokens = torch.tensor([rows[i].ids[at + 1] for i, row in zip(batch, places, strict=True) for at in row])
+        where, targets = columns.to(bench.device).split(counts), tokens.to(bench.device).split(counts)
+        return torch.stack([mean_loss(logits[n, where[n]], targets[n]) for n in range(len(batch))])
 
 
-def mean_loss(logits: Any, targets: Any) -> float:
+def mean_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Mean cross-entropy in nats, computed in float32. logits [tokens, vocabulary], targets [tokens]."""
     from torch.nn.functional import cross_entropy
 
-    return float(cross_entropy(logits.float(), targets))
+    return cross_entropy(logits.float(), targets)
+
+
+def _places(row: TokenRow) -> list[int]:
+    """The positions whose next token is scored."""
+    return [at - 1 for at, scored in enumerate(row.scored) if scored and at > 0]
 
 
 def empty_answers(rows: Sequence[Mapping[str, Any]]) -> list[str]:

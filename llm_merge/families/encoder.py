@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_merge.errors import ExampleError
-from llm_merge.families.base import Family, batches, check_stop, filling, padded, row_name, text_of
+from llm_merge.families.base import Family, batches, check_stop, filling, padded, row_name, takes, text_of
 from llm_merge.families.pooling import Pooling, Search, pool, read_search, sentence_transformers_files
 from llm_merge.prompts import ResolvedFormat
 
@@ -88,27 +88,33 @@ class Encoder(Family):
         """Query, passage (scored: it has to be found), then the negatives, one a line."""
         return [(row.query + "\n", False), (row.positive, True), *((f"\n{text}", False) for text in row.negatives)]
 
-    def losses(
-        self, bench: Workbench, rows: Sequence[SearchRow], settings: EvaluationSettings, stop: threading.Event | None
-    ) -> Iterator[tuple[int, float]]:
+    def batch_plan(self, bench: Workbench, rows: Sequence[SearchRow], settings: EvaluationSettings) -> list[list[int]]:
+        """The rows whose passages compete with each other, as `prepare` put them together."""
+        groups: dict[int, list[int]] = {}
+        for index, row in enumerate(rows):
+            groups.setdefault(row.batch, []).append(index)
+        return [groups[number] for number in sorted(groups)]
+
+    def batch_losses(
+        self,
+        bench: Workbench,
+        rows: Sequence[SearchRow],
+        batch: Sequence[int],
+        settings: EvaluationSettings,
+        stop: threading.Event | None,
+    ) -> torch.Tensor:
         import torch
         from torch.nn.functional import cross_entropy, normalize
 
-        for batch in range(max((row.batch for row in rows), default=-1) + 1):
-            check_stop(stop)
-            members = [index for index, row in enumerate(rows) if row.batch == batch]
-            passages: list[str] = []
-            targets = []
-            for index in members:
-                targets.append(len(passages))
-                passages += [rows[index].positive, *rows[index].negatives]
-            with torch.inference_mode():
-                vectors = self.embed(bench, [*(rows[index].query for index in members), *passages], stop=stop)
-                vectors = normalize(vectors, dim=-1)
-                scores = vectors[: len(members)] @ vectors[len(members) :].T / SIMILARITY_SCALE
-                values = cross_entropy(scores, torch.tensor(targets, device=scores.device), reduction="none")
-            for index, value in zip(members, values.tolist(), strict=True):
-                yield index, value
+        passages: list[str] = []
+        targets = []
+        for index in batch:
+            targets.append(len(passages))
+            passages += [rows[index].positive, *rows[index].negatives]
+        vectors = self._vectors(bench, [*(rows[index].query for index in batch), *passages], "", 32, stop)
+        vectors = normalize(vectors, dim=-1)
+        scores = vectors[: len(batch)] @ vectors[len(batch) :].T / SIMILARITY_SCALE
+        return cross_entropy(scores, torch.tensor(targets, device=scores.device), reduction="none")
 
     def embed(
         self,
@@ -122,19 +128,29 @@ class Encoder(Family):
         """Vectors [texts, dimensions] in float32, pooled and normalised as the model says. `texts` with `prefix`."""
         import torch
 
+        with torch.inference_mode():
+            return self._vectors(bench, texts, prefix, batch_size, stop)
+
+    def _vectors(
+        self, bench: Workbench, texts: Sequence[str], prefix: str, batch_size: int, stop: threading.Event | None
+    ) -> torch.Tensor:
+        """As `embed`, differentiable where gradients are on."""
+        import torch
+
         search = search_of(bench.tokenizer)
         limit = search.max_length or 512
         tokens = bench.tokenizer([_clean(text, search) for text in texts], truncation=True, max_length=limit)[
             "input_ids"
         ]
         skip = len(bench.tokenizer(prefix)["input_ids"]) - 1 if prefix and not search.pooling.include_prompt else 0
+        # A chat model made into an embedding model would fill a cache that nothing reads.
+        options = {"use_cache": False} if takes(bench.model, "use_cache") else {}
         result: list[torch.Tensor | None] = [None] * len(texts)
         for batch in batches([len(row) for row in tokens], batch_size):
             check_stop(stop)
             ids, mask = padded([tokens[index] for index in batch], filling(bench.tokenizer), bench.device)
-            with torch.inference_mode():
-                hidden = bench.model(input_ids=ids, attention_mask=mask).last_hidden_state
-                vectors = pool(hidden.float(), mask, search.pooling, skip)
+            hidden = bench.model(input_ids=ids, attention_mask=mask, **options).last_hidden_state
+            vectors = pool(hidden.float(), mask, search.pooling, skip)
             for index, vector in zip(batch, vectors, strict=True):
                 result[index] = vector
         return torch.stack([vector for vector in result if vector is not None])

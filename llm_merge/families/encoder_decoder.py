@@ -7,16 +7,18 @@ these models have two separate inputs and no turns.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llm_merge.errors import ExampleError
-from llm_merge.families.base import Family, batches, check_stop, filling, length_limit, padded, row_name, text_of
+from llm_merge.families.base import Family, batches, filling, length_limit, padded, row_name, text_of
 from llm_merge.families.decoder import empty_answers, mean_loss
 from llm_merge.prompts import ResolvedFormat
 
 if TYPE_CHECKING:
+    import torch
+
     from llm_merge.evaluation import EvaluationSettings
     from llm_merge.workbench import Workbench
 
@@ -61,21 +63,28 @@ class EncoderDecoder(Family):
     def preview(self, row: LabelledRow, tokenizer: Any) -> list[tuple[str, bool]]:
         return [(tokenizer.decode(row.question), False), (tokenizer.decode(row.answer), True)]
 
-    def losses(
-        self, bench: Workbench, rows: Sequence[LabelledRow], settings: EvaluationSettings, stop: threading.Event | None
-    ) -> Iterator[tuple[int, float]]:
+    def batch_plan(
+        self, bench: Workbench, rows: Sequence[LabelledRow], settings: EvaluationSettings
+    ) -> list[list[int]]:
+        """Rows of like length together, fewer where their logits would not fit."""
+        vocabulary = int(bench.model.get_output_embeddings().weight.shape[0])
+        sizes = [4 * vocabulary * len(row.answer) for row in rows]
+        return batches([len(row.question) + len(row.answer) for row in rows], settings.batch_size, sizes)
+
+    def batch_losses(
+        self,
+        bench: Workbench,
+        rows: Sequence[LabelledRow],
+        batch: Sequence[int],
+        settings: EvaluationSettings,
+        stop: threading.Event | None,
+    ) -> torch.Tensor:
         import torch
 
         fill = filling(bench.tokenizer)
-        vocabulary = int(bench.model.get_output_embeddings().weight.shape[0])
-        sizes = [4 * vocabulary * len(row.answer) for row in rows]
-        for batch in batches([len(row.question) + len(row.answer) for row in rows], settings.batch_size, sizes):
-            check_stop(stop)
-            ids, mask = padded([rows[index].question for index in batch], fill, bench.device)
-            labels, real = padded([rows[index].answer for index in batch], fill, bench.device)
-            labels = labels.masked_fill(real == 0, -100)
-            with torch.inference_mode():
-                logits = bench.model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).logits
-            for number, index in enumerate(batch):
-                length = len(rows[index].answer)
-                yield index, mean_loss(logits[number, :length], labels[number, :length])
+        ids, mask = padded([rows[index].question for index in batch], fill, bench.device)
+        labels, real = padded([rows[index].answer for index in batch], fill, bench.device)
+        labels = labels.masked_fill(real == 0, -100)
+        logits = bench.model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).logits
+        lengths = [len(rows[index].answer) for index in batch]
+        return torch.stack([mean_loss(logits[n, :length], labels[n, :length]) for n, length in enumerate(lengths)])

@@ -12,7 +12,7 @@ import torch
 
 from llm_merge.checkpoint import open_checkpoint
 from llm_merge.errors import CheckpointError, MergeError, RecipeError
-from llm_merge.evaluation import embed, prepare
+from llm_merge.evaluation import EvaluationSettings, embed, losses, prepare
 from llm_merge.families import FAMILIES, get_family
 from llm_merge.families.pooling import Pooling, pool, read_search
 from llm_merge.families.reranker import Reranker
@@ -131,6 +131,28 @@ def test_rows_for_a_reranker_are_declined_in_words(tiny_reranker: TinyFamily) ->
     with pytest.raises(MergeError) as caught:
         prepare([{"query": "a", "pos": ["b"]}], "reranker", tokenizer)
     assert caught.value.message == "Examples cannot weigh a reranker yet: give the weights yourself."
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder", "encoder-decoder"])
+def test_a_batch_s_losses_are_those_of_the_run_and_can_be_derived(
+    kind: str, tiny_llama_float32: TinyFamily, tiny_bert: TinyFamily, tiny_t5: TinyFamily
+) -> None:
+    family = {"decoder": tiny_llama_float32, "encoder": tiny_bert, "encoder-decoder": tiny_t5}[kind]
+    bench = bench_for(Recipe.single(str(family.base)), kind, "cpu")
+    pairs = [{"query": text, "pos": [text[::-1]], "input": text, "output": text[::-1]} for text in (*TEXTS, "a", "b")]
+    rows = prepare(pairs, kind, bench.tokenizer, EvaluationSettings(batch_size=2))
+    plan = bench.family.batch_plan(bench, rows.rows, rows.settings)
+    assert sorted(index for batch in plan for index in batch) == list(range(len(pairs)))
+    assert len(plan) > 1
+    whole = dict(losses(bench, rows))
+    bench.model.requires_grad_(True)
+    for batch in plan:
+        values = bench.family.batch_losses(bench, rows.rows, batch, rows.settings, None)
+        assert values.shape == (len(batch),)
+        assert values.dtype == torch.float32
+        assert values.tolist() == pytest.approx([whole[index] for index in batch], rel=1e-6)
+        torch.autograd.backward(values.sum())
+    assert all(parameter.grad is not None for parameter in bench.model.get_input_embeddings().parameters())
 
 
 def test_a_module_outside_of_the_model_is_refused(tiny_bert: TinyFamily, tmp_path: Path) -> None:
