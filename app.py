@@ -6,6 +6,9 @@ import os
 import sys
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read by gradio at import: no request leaves unasked
+# Read by torch's OpenMP when it is loaded: threads that wait for work sleep, since on shared cores, as a Space's are,
+# spinning ones keep others from theirs.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def main() -> None:

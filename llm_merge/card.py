@@ -58,7 +58,7 @@ def _front_matter(plan: Plan, model_type: str) -> str:
     import yaml
 
     named: list[str] = []
-    for checkpoint in plan.checkpoints:
+    for checkpoint in (*((plan.base,) if plan.is_task_arithmetic else ()), *plan.checkpoints):
         adapter = split_reference(checkpoint.reference)[1] or (checkpoint.adapter and checkpoint.reference) or ""
         named += [checkpoint.base_identity, adapter]
     # Only what the hub can find: it refuses a card that names a folder of somebody's disk.

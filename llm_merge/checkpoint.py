@@ -7,7 +7,6 @@ and does not know what is done with the tensors; opening imports no torch.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_merge import hashing, lora
-from llm_merge.errors import CheckpointError, Problem
+from llm_merge.adapter_base import adapter_base_mismatch, same_folder
+from llm_merge.errors import CheckpointError
 from llm_merge.hub import cached_name, hub_name, resolve_folder, split_reference
 from llm_merge.lora import Adapter
 from llm_merge.model_folder import ModelType, find_tensors, guess_type, read_config
@@ -134,6 +134,10 @@ class Checkpoint:
         Where the files lie and which version wrote them makes no difference. Takes a second per gigabyte the first
         time; each file's hash is remembered in the app's folder.
         """
+        return self._content_hash
+
+    @cached_property
+    def _content_hash(self) -> str:
         config = {key: value for key, value in self.config.items() if key not in _NOT_IDENTITY}
         files = sorted({info.file for info in self.tensors.values()})
         base = hashing.combined_hash([hashing.json_hash(config), *(hashing.file_hash(file) for file in files)])
@@ -202,39 +206,6 @@ def describe(checkpoint: Checkpoint) -> ModelInfo:
         adapter_rank=adapter.rank if adapter else None,
         adapter_bytes=adapter_bytes,
     )
-
-
-def adapter_base_mismatch(checkpoint: Checkpoint) -> Problem | None:
-    """Whether the adapter was made for another base than it is put on, though the shapes fit.
-
-    A problem when both bases are known and differ; a warning when one of them cannot be named, or when only the
-    organisation or a quantisation suffix differs (mirrors of one model do).
-    """
-    adapter = checkpoint.adapter
-    if adapter is None:
-        return None
-    own, chosen = adapter.base_name.split("@")[0], checkpoint.base_identity
-    if own and _same_folder(own, checkpoint.folder):
-        return None
-    title = adapter.title
-    fix = "Choose the adapter's own base, or make sure that they are the same model."
-    if not own:
-        return Problem("warning", checkpoint.reference,
-                       f"The adapter “{title}” does not say which base it was made for.",
-                       f"Make sure that it is “{chosen}”.")  # fmt: skip
-    if own.lower() == chosen.lower():
-        return None
-    own_name, chosen_name = _plain_name(own), _plain_name(chosen)
-    known = hub_name(own) == own and "/" in own and "/" in chosen
-    if known and own_name != chosen_name:
-        return Problem("problem", checkpoint.reference,
-                       f"The adapter “{title}” was made for “{own}”, and the chosen base is “{chosen}”.",
-                       f"Choose “{own}” as base, or another adapter.")  # fmt: skip
-    if not known and own_name == chosen_name:
-        return None
-    verb = "may be another copy of it" if known else "may be another model"
-    return Problem("warning", checkpoint.reference,
-                   f"The adapter “{title}” was made for “{own}”; the chosen base “{chosen}” {verb}.", fix)  # fmt: skip
 
 
 def _open(reference: str, base: str | None, local_only: bool) -> Checkpoint:
@@ -321,26 +292,13 @@ def _title(checkpoint: Checkpoint) -> str:
     own = checkpoint.adapter.folder if checkpoint.adapter else checkpoint.folder
     for model in demo.DEMO_MODELS:
         last = demo.demo_path(model.key).rpartition("+")[2]
-        if _same_folder(last, own):
+        if same_folder(last, own):
             return model.title
     return checkpoint.adapter.title if checkpoint.adapter else checkpoint.base_identity.split("/")[-1]
 
 
-def _plain_name(name: str) -> str:
-    """The last part of a path or hub id, without the suffix of a quantised copy (QLoRA adapters name those)."""
-    last = re.split(r"[\\/]", name.rstrip("\\/"))[-1].lower()
-    return re.sub(r"(-unsloth)?-bnb-4bit$|-(gptq|awq|int4|int8|4bit|8bit)$", "", last)
-
-
 def _is_folder(text: str) -> bool:
     return Path(text).expanduser().is_dir()
-
-
-def _same_folder(text: str, folder: Path) -> bool:
-    try:
-        return Path(text).expanduser().resolve() == folder.resolve()
-    except (OSError, ValueError, RuntimeError):
-        return False
 
 
 def _number(config: Mapping[str, Any], *keys: str) -> int | None:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from llm_merge import sentence_modules
+from llm_merge import sentence_folders
 from llm_merge.checkpoint import Checkpoint, TensorInfo, adapter_base_mismatch, describe
 from llm_merge.errors import MergeError, Problem
 from llm_merge.methods import get_method
@@ -27,6 +27,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "model.decoder.embed_tokens.weight": ("model.shared.weight",),
 }
 HEAD = "lm_head.weight"
+NO_WEIGHT = 1e-8  # a sum of weights below this is none
 
 # Constants that old versions of transformers saved and new ones make themselves, and a pooler that many embedding
 # models are trained without: one model may have them and another not.
@@ -48,12 +49,17 @@ KINDS = {
 
 def recipe_problems(recipe: Recipe) -> list[Problem]:
     """What is wrong with the recipe itself."""
-    problems = []
+    problems, needs_base = [], False
     try:
-        get_method(recipe.merge_method)
+        needs_base = get_method(recipe.merge_method).uses_base
     except MergeError as error:
         problems.append(Problem("problem", "", error.message))
-    if recipe.normalize and abs(math.fsum(recipe.weights)) < 1e-8:
+    if needs_base and not recipe.base_model:
+        problems.append(
+            Problem("problem", "", f"{recipe.merge_method} adds what each model learned to a base, and the recipe "
+                    "names none.", "Add `base_model:`.")
+        )  # fmt: skip
+    if not needs_base and not recipe.is_layered and recipe.normalizes and abs(math.fsum(recipe.weights)) < NO_WEIGHT:
         problems.append(
             Problem("problem", "", "The weights sum to 0, and dividing by their sum is not possible.",
                     "Change a weight, or set `normalize: false`.")
@@ -106,7 +112,7 @@ def differences(base: Checkpoint, other: Checkpoint) -> list[Problem]:
         )  # fmt: skip
     if not other_size:
         found += _tensor_differences(base, other, vocabularies)
-        found += sentence_modules.problems(base, other, name)
+        found += sentence_folders.problems(base, other, name)
     if not found:
         found += _setting_warnings(base, other)
     return found

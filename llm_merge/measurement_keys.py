@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from llm_merge.evaluation import EvaluationSettings
 from llm_merge.examples import rows_hash
 from llm_merge.families.pooling import read_search
 from llm_merge.hashing import combined_hash, file_hash
+from llm_merge.methods import get_method
 
 if TYPE_CHECKING:
     from llm_merge.checkpoint import Checkpoint
@@ -38,12 +40,33 @@ def reading_hash(first: Checkpoint, model_type: str, settings: EvaluationSetting
 
 def content_of(plan: Plan) -> str:
     """What the plan's values come from: the model's own content, or that of all models with their shares."""
+    if plan.recipe.is_layered or plan.is_task_arithmetic:
+        return recipe_content(plan)
     if len(plan.checkpoints) == 1 and plan.dtype == plan.base.main_dtype:
         return plan.checkpoints[0].content_hash()
     parts = [plan.recipe.merge_method, plan.dtype]
     for checkpoint, weight in zip(plan.checkpoints, plan.weights, strict=True):
         parts += [checkpoint.content_hash(), f"{weight:.9g}"]
     return combined_hash(parts)
+
+
+def recipe_content(plan: Plan, more: Sequence[str] = ()) -> str:
+    """Hash of the recipe with each model's content in the place of its name, and of `more`.
+
+    Models that take no part are left out: a specialist alone is the same whatever else lies beside it.
+    """
+    taking_part = [
+        (checkpoint.content_hash(), entry)
+        for checkpoint, entry in zip(plan.checkpoints, plan.recipe.models, strict=True)
+        if entry.weight != 0 and not (plan.is_task_arithmetic and checkpoint is plan.base)
+    ]
+    if not taking_part:
+        return combined_hash([plan.base.content_hash(), plan.dtype, *more])
+    if get_method(plan.recipe.merge_method).random:  # what is drawn hangs on names, too
+        more = [*(f"{entry.model} {entry.weight != 0}" for entry in plan.recipe.models), *more]
+    recipe = replace(plan.recipe, base_model=None, models=tuple(
+        replace(entry, model=content) for content, entry in taking_part))  # fmt: skip
+    return combined_hash([plan.base.content_hash(), plan.dtype, json.dumps(recipe.to_dict()), *more])
 
 
 def row_hash(row: Row) -> str:

@@ -6,18 +6,23 @@ is the sink's business; this module knows no files.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from llm_merge import compatibility
 from llm_merge.errors import Problem
 from llm_merge.methods import get_method
+from llm_merge.methods.random_masks import RandomKey
 from llm_merge.plan import CHUNK, Plan, TensorPlan
 
 if TYPE_CHECKING:
     import torch
 
     from llm_merge.checkpoint import Checkpoint
+
+Reader: TypeAlias = "Callable[[Checkpoint, str], torch.Tensor]"
+"""Reads one tensor of a model by its name there."""
 
 NOTABLE_LOSS = 0.1  # of the changed entries
 SAMPLED_TENSORS = 6
@@ -97,48 +102,85 @@ def merged_tensors(plan: Plan) -> Iterator[tuple[str, torch.Tensor]]:
         yield tensor_plan.name, merged_tensor(plan, tensor_plan)
 
 
-def merged_tensor(plan: Plan, tensor_plan: TensorPlan) -> torch.Tensor:
+def merged_tensor(plan: Plan, tensor_plan: TensorPlan, read: Reader | None = None) -> torch.Tensor:
     """One tensor of the result, in its output type and shape.
 
-    A model of weight 0 is not read: (1, 0) gives the first model bit for bit, whatever the second one holds.
+    A model of weight 0 is not read: (1, 0) gives the first model bit for bit, whatever the second one holds. `read`
+    takes the place of `Checkpoint.read`, for callers that keep what they have read.
     """
     import torch
 
+    read = read or _read
     if tensor_plan.action == "copy":
-        return plan.base.read(tensor_plan.name).to(getattr(torch, tensor_plan.dtype))
+        return read(plan.base, tensor_plan.name).to(getattr(torch, tensor_plan.dtype))
     parts = [
-        checkpoint.read(source).reshape(-1) if weight else None
+        read(checkpoint, source) if weight else None
         for checkpoint, source, weight in zip(plan.checkpoints, tensor_plan.sources, tensor_plan.weights, strict=True)
     ]
-    return _combined(tensor_plan, parts).reshape(tensor_plan.shape)
+    base = read(plan.base, base_source(plan, tensor_plan)) if plan.is_task_arithmetic else None
+    return combined(plan, tensor_plan, parts, base)
 
 
-def _combined(tensor_plan: TensorPlan, parts: Sequence[torch.Tensor | None]) -> torch.Tensor:
-    """The method over flat tensors, one per model, in the output type; what has no weight may be None."""
+def base_source(plan: Plan, tensor_plan: TensorPlan) -> str:
+    """The tensor's name in the base, which a tied head has in the embeddings."""
+    return compatibility.source_of(tensor_plan.name, plan.base) or tensor_plan.name
+
+
+def combined(
+    plan: Plan, tensor_plan: TensorPlan, parts: Sequence[torch.Tensor | None], base: torch.Tensor | None
+) -> torch.Tensor:
+    """The method over tensors of one shape, one per model, in the output type; what has no weight may be None.
+
+    `parts` and `base` may be a sample of the tensor's entries where the method is element-wise.
+    """
     import torch
 
     dtype: torch.dtype = getattr(torch, tensor_plan.dtype)
-    weights = [weight for weight in tensor_plan.weights if weight]
-    used = [part for part, weight in zip(parts, tensor_plan.weights, strict=True) if weight and part is not None]
-    if not used:
-        return torch.zeros(tensor_plan.elements, dtype=dtype)
     method = get_method(tensor_plan.method)
+    base = base if method.uses_base else None
+    used = [index for index, weight in enumerate(tensor_plan.weights) if weight and parts[index] is not None]
+    tensors = [part for index, part in enumerate(parts) if index in used and part is not None]
+    if not tensors:
+        like = next((part.shape for part in parts if part is not None), tensor_plan.shape)
+        return base.to(dtype) if base is not None else torch.zeros(like, dtype=dtype)
+    settings: dict[str, Any] = {"weight": tuple(tensor_plan.weights[index] for index in used)}
+    for name, value in tensor_plan.settings:
+        settings[name] = tuple(value[index] for index in used) if method.parameters[name].each else value
+    key = random_key(plan, tensor_plan, used) if method.random else None
     precision: torch.dtype = getattr(torch, method.precision)
-    count = used[0].numel()
+    # Where every density is 1 nothing is chosen by magnitude: the task-vector methods are element-wise, too.
+    chunked = method.element_wise or (method.uses_base and all(d >= 1 for d in settings.get("density", (0,))))
+    if not chunked:
+        whole = None if base is None else base.to(precision)
+        return method.apply([part.to(precision) for part in tensors], settings, base=whole, key=key).to(dtype)
+    shape, count = tensors[0].shape, tensors[0].numel()
+    flat = [part.reshape(-1) for part in tensors]
+    flat_base = None if base is None else base.reshape(-1)
     result = torch.empty(count, dtype=dtype)
-    step = CHUNK if method.element_wise else max(1, count)
-    for start in range(0, count, step):
-        chunks = [part[start : start + step].to(precision) for part in used]
-        result[start : start + step] = method.function(chunks, weights=weights)
-    return result
+    for start in range(0, count, CHUNK):
+        piece = slice(start, start + CHUNK)
+        chunk_base = None if flat_base is None else flat_base[piece].to(precision)
+        result[piece] = method.apply([part[piece].to(precision) for part in flat], settings, base=chunk_base, key=key)
+    return result.reshape(shape)
+
+
+def _read(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+    return checkpoint.read(name)
+
+
+def random_key(plan: Plan, tensor_plan: TensorPlan, used: Sequence[int]) -> RandomKey:
+    """What a random mask is drawn from: the same model listed twice gets two masks."""
+    references = plan.recipe.references
+    names = [f"{name}#{references[:index].count(name)}" for index, name in enumerate(references)]
+    return RandomKey(tensor_plan.name, tuple(names[index] for index in used))
 
 
 def rounding_loss(plan: Plan, *, base: Checkpoint | None = None) -> float:
     """Share of the changed entries that rounding to the output type puts back to the base's value, from 0 to 1.
 
-    Counted on a sample of tensors: an entry is changed if any model's differs from the base's, and lost if the merged
-    value and the base's are the same once both are in the output type. `base` is by default the plan's, without its
-    adapter if it has one.
+    Counted on a sample of tensors: an entry is changed if any model's differs from the base's and the merge does, too,
+    before rounding (what a method prunes is not lost to it); it is lost if both are the same in the output type. `base`
+    is by default the plan's, without its adapter if it has one.
     """
     import torch
 
@@ -154,11 +196,17 @@ def rounding_loss(plan: Plan, *, base: Checkpoint | None = None) -> float:
         differs = torch.zeros_like(before, dtype=torch.bool)
         for part in parts:
             differs |= part.double() != before.double()
-        if get_method(tensor_plan.method).element_wise:
-            merged = _combined(tensor_plan, parts)
+        method = get_method(tensor_plan.method)
+        unrounded = replace(tensor_plan, dtype=method.precision)
+        if method.element_wise:
+            base_name = base_source(plan, tensor_plan)
+            own = plan.base.read(base_name).reshape(-1)[::stride] if plan.base.changes(base_name) else before
+            exact = combined(plan, unrounded, parts, own)
         else:
-            merged = merged_tensor(plan, tensor_plan).reshape(-1)[::stride]
-        same = merged == before.to(merged.dtype)
+            exact = merged_tensor(plan, unrounded).reshape(-1)[::stride]
+        differs &= exact.double() != before.double()
+        dtype: torch.dtype = getattr(torch, tensor_plan.dtype)
+        same = exact.to(dtype) == before.to(dtype)
         changed += int(differs.sum())
         lost += int((differs & same).sum())
     return lost / changed if changed else 0.0

@@ -110,6 +110,20 @@ class FolderSink:
 
 def check_output(path: str | Path, plan: Plan) -> None:
     """Raise OutputError, saying what to do, unless the plan's result can be written to this folder."""
+    existing, free = check_place(path)
+    needed = plan.output_bytes + ROOM
+    if free < needed:
+        raise _refusal(
+            f"The disk of {existing} has {size_text(free)} free and the merged model needs {size_text(needed)}: "
+            "free some space or choose another disk."
+        )
+
+
+def check_place(path: str | Path) -> tuple[Path, int]:
+    """The nearest folder that exists and its free bytes; raises OutputError unless a model can be written to `path`.
+
+    Needs no plan: what is wrong with a folder is said before a model is opened.
+    """
     if not str(path).strip():
         raise OutputError("No output folder is named: give the folder that the merged model is to be written to.",
                           field="output_path")  # fmt: skip
@@ -130,12 +144,7 @@ def check_output(path: str | Path, plan: Plan) -> None:
         raise _refusal(f"“{str(path)[:200]}” cannot be used as an output folder: {_reason(error)}.") from error
     if not os.access(existing, os.W_OK | os.X_OK):
         raise _refusal(f"The folder {existing} cannot be written to: choose one in which you may write.")
-    needed = plan.output_bytes + ROOM
-    if free < needed:
-        raise _refusal(
-            f"The disk of {existing} has {size_text(free)} free and the merged model needs {size_text(needed)}: "
-            "free some space or choose another disk."
-        )
+    return existing, free
 
 
 class _WeightsFile:

@@ -10,12 +10,15 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
 
 from llm_merge import compatibility
 from llm_merge.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from llm_merge.compatibility import FLOATS
-from llm_merge.errors import IncompatibleModels, MergeError, Problem
-from llm_merge.methods import get_method
+from llm_merge.errors import IncompatibleModels, MergeError, Problem, RecipeError
+from llm_merge.layer_map import layer_map
+from llm_merge.methods import Method, get_method
 from llm_merge.recipe import Recipe
 
 MAX_SHARD_BYTES = 5_000_000_000  # mergekit's and transformers' old default; one file up to there
@@ -31,7 +34,7 @@ class TensorPlan:
     action      "merge", or "copy": the base's bytes as they are (integer and bool buffers)
     dtype       of the result, torch's name for it
     sources     the tensor's name in each model of the plan: not always its own, a tied head is read from the embeddings
-    weights     share of each model, as in the plan; 0: the model is not read
+    weights     share of each model for this tensor; 0: the model is not read
     shard       file of the result, relative to the folder
     start       offset in bytes inside the shard's data
     """
@@ -45,6 +48,7 @@ class TensorPlan:
     weights: tuple[float, ...]
     shard: str
     start: int
+    settings: tuple[tuple[str, Any], ...] = ()  # the method's other parameters; per-model ones as a tuple
 
     @property
     def elements(self) -> int:
@@ -68,7 +72,8 @@ class Plan:
     """A merge that can be run.
 
     checkpoints         one per model of the recipe, in its order
-    weights             one per checkpoint, divided by their sum where the recipe says so
+    weights             one per checkpoint, divided by their sum where the recipe says so; where they differ between
+                        layers, those of the tensors that no layer holds
     base                gives config, tokenizer and buffers: the recipe's base_model, else the first model
     tensors             in the order in which they are written: shard by shard, by place in the file
     dtype               of most of the result
@@ -88,6 +93,30 @@ class Plan:
     output_bytes: int
     peak_memory_bytes: int
     separate_head: bool
+
+    @property
+    def is_task_arithmetic(self) -> bool:
+        """Whether the models are read as differences from the base."""
+        return get_method(self.recipe.merge_method).uses_base
+
+    def following(self, recipe: Recipe) -> Plan:
+        """The plan of another recipe over the same models: nothing is opened or compared again.
+
+        For searches that plan hundreds of merges: tensors that stay as they are keep their plan, and warnings and
+        memory are those of this plan. Raises IncompatibleModels and RecipeError as planning does.
+        """
+        same = (recipe.references, recipe.base_model, recipe.dtype) == (
+            self.recipe.references, self.recipe.base_model, self.recipe.dtype)  # fmt: skip
+        if not same:
+            return make_plan(recipe)
+        if problems := compatibility.recipe_problems(recipe):
+            raise IncompatibleModels(problems)
+        method, depths = get_method(recipe.merge_method), _depths(tuple(tensor.name for tensor in self.tensors))
+        tensors = tuple(
+            _with_settings(tensor, recipe, method, depth, self.base, self.checkpoints)
+            for tensor, depth in zip(self.tensors, depths, strict=True)
+        )
+        return replace(self, recipe=recipe, weights=_shares(recipe), tensors=tensors)
 
 
 def check(recipe: Recipe, *, max_shard_bytes: float = MAX_SHARD_BYTES) -> tuple[Plan | None, tuple[Problem, ...]]:
@@ -111,7 +140,10 @@ def check(recipe: Recipe, *, max_shard_bytes: float = MAX_SHARD_BYTES) -> tuple[
 
     checkpoints = tuple(opened[reference] for reference in recipe.references)
     separate_head = compatibility.has_separate_head([base, *checkpoints])
-    tensors, shards = _lay_out(recipe, base, checkpoints, separate_head, max_shard_bytes)
+    try:
+        tensors, shards = _lay_out(recipe, base, checkpoints, separate_head, max_shard_bytes)
+    except RecipeError as error:  # a list of filters that leaves a tensor without a value
+        return None, (*problems, Problem("problem", "", error.message))
     dtype = recipe.dtype or _commonest(tensors) or checkpoints[0].main_dtype
     problems += compatibility.dtype_warnings(checkpoints, dtype)
     plan = Plan(
@@ -160,26 +192,26 @@ def _lay_out(
     max_shard_bytes: float,
 ) -> tuple[tuple[TensorPlan, ...], tuple[Shard, ...]]:
     """Every tensor with its place. Shards are filled in the base's order, so reading stays sequential."""
-    weights, method = _shares(recipe), get_method(recipe.merge_method).name
+    method = get_method(recipe.merge_method)
     drafts: list[TensorPlan] = []
-    for name, info in compatibility.result_tensors(base, checkpoints, separate_head).items():
+    result = compatibility.result_tensors(base, checkpoints, separate_head)
+    for (name, info), depth in zip(result.items(), _depths(tuple(result)), strict=True):
         sources = [compatibility.source_of(name, checkpoint) for checkpoint in checkpoints]
         found = tuple(source for source in sources if source is not None)
         merge = info.is_floating and len(found) == len(sources)
         dtype = _output_dtype(recipe, name, info, checkpoints[0]) if info.is_floating else info.dtype
-        drafts.append(
-            TensorPlan(
-                name=name,
-                shape=tuple(info.shape),
-                dtype=dtype,
-                action="merge" if merge else "copy",
-                sources=found if merge else (),
-                method=method,
-                weights=weights if merge else (),
-                shard="",
-                start=0,
-            )
+        draft = TensorPlan(
+            name=name,
+            shape=tuple(info.shape),
+            dtype=dtype,
+            action="merge" if merge else "copy",
+            sources=found if merge else (),
+            method=method.name,
+            weights=(),
+            shard="",
+            start=0,
         )
+        drafts.append(_with_settings(draft, recipe, method, depth, base, checkpoints))
     groups = _fill(drafts, max_shard_bytes)
     tensors: list[TensorPlan] = []
     shards: list[Shard] = []
@@ -195,10 +227,60 @@ def _lay_out(
     return tuple(tensors), tuple(shards)
 
 
+def _with_settings(
+    tensor: TensorPlan,
+    recipe: Recipe,
+    method: Method,
+    depth: float,
+    base: Checkpoint,
+    checkpoints: Sequence[Checkpoint],
+) -> TensorPlan:
+    """The tensor with what the recipe says for it. What cannot differ from the base gets no weight, so is not read."""
+    if tensor.action == "copy":
+        return tensor
+    settings = recipe.settings_for(tensor.name, depth)
+    weights: tuple[float, ...] = settings.pop("weight")
+    if method.uses_base:
+        weights = tuple(0.0 if c is base else w for c, w in zip(checkpoints, weights, strict=True))
+        if all(is_unchanged(base, c, source) for c, source in zip(checkpoints, tensor.sources, strict=True)):
+            weights = (0.0,) * len(weights)
+    elif settings.get("normalize") and abs(math.fsum(weights)) < compatibility.NO_WEIGHT:
+        message = (
+            f"The weights sum to 0 for {tensor.name}, and dividing by their sum is not possible: change one there."
+        )
+        raise RecipeError(message, field="models")
+    others = tuple(settings.items())
+    if (tensor.method, tensor.weights, tensor.settings) == (method.name, weights, others):
+        return tensor
+    return replace(tensor, method=method.name, weights=weights, settings=others)
+
+
+def is_unchanged(base: Checkpoint, checkpoint: Checkpoint, source: str) -> bool:
+    """True where headers already tell that a model's tensor is the base's: an adapter of it that leaves it alone."""
+    same = checkpoint is base or (checkpoint.folder == base.folder and base.adapter is None)
+    return same and not checkpoint.changes(source)
+
+
+@lru_cache(maxsize=8)
+def _depths(names: tuple[str, ...]) -> tuple[float, ...]:
+    """Where each tensor reads a gradient: 0 in the first block, 1 in the last; outside of the blocks its first value.
+
+    Remembered: a search plans hundreds of merges of the same tensors.
+    """
+    layers = layer_map(names)
+    last = len(layers.blocks) - 1
+    places = [layers.group_of(name).layer for name in names]
+    return tuple(0.0 if place is None else place / last if last else 1.0 for place in places)
+
+
 def _shares(recipe: Recipe) -> tuple[float, ...]:
     """The recipe's weights, divided by their sum if it says `normalize`."""
-    total = math.fsum(recipe.weights)
-    return tuple(weight / total for weight in recipe.weights) if recipe.normalize else recipe.weights
+    weights = recipe.weights
+    if get_method(recipe.merge_method).uses_base:
+        weights = tuple(0.0 if entry.model == recipe.base_model else entry_weight
+                        for entry, entry_weight in zip(recipe.models, weights, strict=True))  # fmt: skip
+    total = math.fsum(weights)
+    return tuple(weight / total for weight in weights) if recipe.normalizes and total else weights
 
 
 def _fill(tensors: Iterable[TensorPlan], max_shard_bytes: float) -> list[list[TensorPlan]]:
@@ -235,10 +317,15 @@ def _commonest(tensors: Iterable[TensorPlan]) -> str | None:
 
 
 def _memory(tensor: TensorPlan, checkpoints: Sequence[Checkpoint], base: Checkpoint) -> int:
-    """Bytes held while this tensor is made: each model's, the result, and a chunk per model in float64."""
+    """Bytes held while this tensor is made: each model's, the result, and what the method works on in its precision.
+
+    That is a chunk per model where the entries do not depend on each other, else whole tensors, the base's too.
+    """
     if tensor.action == "copy":
         return tensor.nbytes
     held = tensor.nbytes
+    if not get_method(tensor.method).element_wise:
+        held += 4 * tensor.elements * (3 + sum(1 for weight in tensor.weights if weight))
     for checkpoint, source, weight in zip(checkpoints, tensor.sources, tensor.weights, strict=True):
         if weight:
             # An adapter is applied in float32: the base's tensor, its float32 form and the product B·A.

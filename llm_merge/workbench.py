@@ -8,17 +8,21 @@ devices and memory; it does not know how tensors are merged, nor what the model 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from llm_merge.checkpoint import Checkpoint, open_checkpoint
 from llm_merge.errors import CheckpointError, MergeError, Stopped
 from llm_merge.families import Family, get_family
 from llm_merge.plan import Plan, TensorPlan, make_plan, size_text
+from llm_merge.plan_changes import changed_tensors, differs
 from llm_merge.recipe import Recipe
 
 if TYPE_CHECKING:
     import torch
+
+    from llm_merge.merge import Reader
 
 WORKING_ROOM = 1.3
 """What a resident model needs, as a multiple of its weights: one tensor being merged, and activations."""
@@ -31,6 +35,7 @@ class Workbench:
     device      "auto" is CUDA when there is one, else MPS, else the processor
     dtype       None: the checkpoint's 16-bit type on CUDA and MPS; on the processor float32 if it fits, else bfloat16
     plan        what the parameters hold now; None before the first `follow` and after one that was interrupted
+    read        how tensors of the sources are read; a search over many merges sets one that remembers
     lock        whoever follows a recipe and then uses the model holds it, so that nobody changes the weights between
 
     Raises CheckpointError for a model that cannot be built, MergeError when the memory does not suffice.
@@ -45,10 +50,15 @@ class Workbench:
         self.device = choose_device(device)
         self.dtype = dtype or choose_dtype(checkpoint, self.device)
         self.plan: Plan | None = None
+        self.read: Reader = Checkpoint.read
+        self._converts = False
+        self._places: dict[str, torch.Tensor] = {}
+        self._poured: frozenset[str] = frozenset()  # names of tensors that are known to fill the model
         self.lock = threading.RLock()
         self.tokenizer = self.family.load_tokenizer(checkpoint)
         self.model = self.family.skeleton(checkpoint)
         _materialise(self.model, self.device, self.dtype)
+        self._find_places()
 
     @property
     def nbytes(self) -> int:
@@ -63,11 +73,43 @@ class Workbench:
         """
         plan = recipe if isinstance(recipe, Plan) else make_plan(recipe)
         with self.lock:
-            before, self.plan = self.plan, None
-            todo = list(_changed(before, plan))
-            if todo:
-                self._pour(plan, todo, stop)
-            self.plan = plan
+            self._become(plan, list(changed_tensors(self.plan, plan)), stop)
+
+    def differs(self, plan: Plan) -> bool:
+        """Whether following the plan would change a tensor."""
+        return differs(self.plan, plan)
+
+    @contextmanager
+    def swapped(self, plan: Plan, stop: threading.Event | None = None) -> Iterator[None]:
+        """The model as `plan` for a while, then to the bit as it was: for a plan that differs in few tensors.
+
+        What is replaced is kept beside meanwhile. Needs a plan that was followed before; raises as `follow` does.
+        """
+        with self.lock:
+            before = self.plan
+            if before is None or before.separate_head != plan.separate_head:
+                raise MergeError("Only a model that follows a recipe can be changed for a while: call follow first.")
+            todo = list(changed_tensors(before, plan))
+            # Where tensors are converted, others than those named may change, so all are made again.
+            names = [] if self._converts else [self._place_of(tensor.name) for tensor in todo]
+            kept = {name: self._places[name].clone() for name in names if name is not None}
+            try:
+                self._become(plan, todo, stop)
+                yield
+            finally:
+                if self._converts:
+                    self.plan = None
+                    self.follow(before)
+                else:
+                    for name, value in kept.items():
+                        self._places[name].copy_(value)
+                    self.plan = before
+
+    def _become(self, plan: Plan, todo: list[TensorPlan], stop: threading.Event | None) -> None:
+        self.plan = None
+        if todo:
+            self._pour(plan, todo, stop)
+        self.plan = plan
 
     def _pour(self, plan: Plan, todo: list[TensorPlan], stop: threading.Event | None) -> None:
         import torch
@@ -76,23 +118,40 @@ class Workbench:
 
         if plan.separate_head:
             self._untie_head()
-        places = dict(_places(self.model))
-        names = {tensor.name: _place_of(tensor.name, places, self.model.base_model_prefix) for tensor in plan.tensors}
-        missing = self._missing({name for name in names.values() if name}, places)
-        if missing:
-            self._pour_converted(plan, missing, stop)
-            return
+        names = frozenset(tensor.name for tensor in plan.tensors)
+        if names != self._poured or self._converts:
+            missing = self._missing({place for name in names if (place := self._place_of(name))})
+            self._converts, self._poured = bool(missing), names
+            if missing:
+                self._pour_converted(plan, missing, stop)
+                return
         with torch.no_grad():
             for tensor in todo:
                 if stop is not None and stop.is_set():
                     raise Stopped
-                place = names[tensor.name]
+                place = self._place_of(tensor.name)
                 if place is not None:  # a tensor that this kind of model has no use for, such as another head
-                    _copy(places[place], merged_tensor(plan, tensor), tensor.name, self.checkpoint)
+                    _copy(self._places[place], merged_tensor(plan, tensor, self.read), tensor.name, self.checkpoint)
 
-    def _missing(self, filled: set[str], places: dict[str, torch.Tensor]) -> list[str]:
+    def places(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
+        """Checkpoint tensor → the resident parameter or buffer that holds it, without those that have none.
+
+        Tied tensors share one. Changing a value in place changes what the model is: `follow` does not know of it.
+        """
+        self._find_places()  # of the model that is here now: a copy of a bench may have been given another
+        found = {name: self._place_of(name) for name in names}
+        return {name: self._places[place] for name, place in found.items() if place is not None}
+
+    def _place_of(self, name: str) -> str | None:
+        return _place_of(name, self._places, self.model.base_model_prefix)
+
+    def _find_places(self) -> None:
+        """Every parameter and saved buffer by each of its names, also the second name of a tied one."""
+        self._places = dict(self.model.state_dict(keep_vars=True))
+
+    def _missing(self, filled: set[str]) -> list[str]:
         """Parameters that the merge leaves empty. Tied ones count as filled; unused ones are set to 0."""
-        done = {places[name].data_ptr() for name in filled}
+        done = {self._places[name].data_ptr() for name in filled}
         parameters = dict(self.model.named_parameters())
         missing = [name for name, parameter in parameters.items() if parameter.data_ptr() not in done]
         for name in list(missing):
@@ -114,7 +173,7 @@ class Workbench:
         for tensor in plan.tensors:
             if stop is not None and stop.is_set():
                 raise Stopped
-            values[tensor.name] = merged_tensor(plan, tensor)
+            values[tensor.name] = merged_tensor(plan, tensor, self.read)
         quiet = type(self.model)
         loaded, report = quiet.from_pretrained(
             None, config=self.model.config, state_dict=values, dtype=self.dtype, output_loading_info=True
@@ -140,6 +199,7 @@ class Workbench:
         if head is not None and head.weight is embeddings.weight:
             head.weight = torch.nn.Parameter(torch.empty_like(head.weight), requires_grad=False)
             self.model.config.tie_word_embeddings = False
+            self._find_places()
 
 
 def bench_for(recipe: Recipe, model_type: str, device: str = "auto", base: str | None = None) -> Workbench:
@@ -220,27 +280,6 @@ def free_memory() -> int:
     return 8 * 10**9
 
 
-def _changed(before: Plan | None, plan: Plan) -> Iterator[TensorPlan]:
-    """The tensors of `plan` that `before` does not already give."""
-    if before is None or before.separate_head != plan.separate_head:
-        yield from plan.tensors
-        return
-    known = {tensor.name: _step(before, tensor) for tensor in before.tensors}
-    for tensor in plan.tensors:
-        if known.get(tensor.name) != _step(plan, tensor):
-            yield tensor
-
-
-def _step(plan: Plan, tensor: TensorPlan) -> tuple[object, ...]:
-    """What decides a tensor's values: models with a share of it, their shares, the method and the type."""
-    sources = tuple(
-        (plan.checkpoints[index].reference, source, weight)
-        for index, (source, weight) in enumerate(zip(tensor.sources, tensor.weights, strict=True))
-        if weight
-    )
-    return (tensor.action, tensor.method, tensor.dtype, sources or plan.base.reference)
-
-
 def _materialise(model: Any, device: str, dtype: torch.dtype) -> None:
     """Give every parameter memory, once; what shares a parameter goes on sharing it. Buffers keep their values."""
     import torch
@@ -267,11 +306,6 @@ def _materialise(model: Any, device: str, dtype: torch.dtype) -> None:
                 raise CheckpointError(f"The buffer {prefix}.{name} of {type(model).__name__} cannot be computed here.")
             kept = name in module._non_persistent_buffers_set or not buffer.is_floating_point()
             module._buffers[name] = buffer.to(device=device, dtype=buffer.dtype if kept else dtype)
-
-
-def _places(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every parameter and saved buffer by each of its names, also the second name of a tied one."""
-    yield from model.state_dict(keep_vars=True).items()
 
 
 def _place_of(name: str, places: dict[str, torch.Tensor], prefix: str) -> str | None:

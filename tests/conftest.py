@@ -42,6 +42,7 @@ def _prepare_environment() -> None:
         GRADIO_ANALYTICS_ENABLED="False",
         GRADIO_TEMP_DIR=str(RUN_FOLDER / "gradio"),
         TOKENIZERS_PARALLELISM="false",
+        OMP_WAIT_POLICY="PASSIVE",  # as in app.py: browser and app share the cores
     )
     # Gradio asks its own address when it starts; a proxy would be asked instead. The app's own switches are off.
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,10 @@ from llm_merge.card import Provenance
 from llm_merge.checkpoint import open_checkpoint
 from llm_merge.errors import CheckpointError, IncompatibleModels, OutputError
 from llm_merge.merge import MemorySink, merged_tensor, run
+from llm_merge.methods import METHODS
 from llm_merge.output import FolderSink, check_output
 from llm_merge.plan import Plan, make_plan
-from llm_merge.recipe import Recipe
+from llm_merge.recipe import ModelEntry, Recipe, Rule
 from tests.tiny_models import TinyFamily, make_tiny_bert, make_tiny_llama
 
 WEIGHTS = [0.2, 0.3, 0.5]
@@ -214,6 +216,44 @@ def test_weights_inside_a_module_are_merged(tmp_path: Path) -> None:
     (other / "2_Dense" / "model.safetensors").unlink()
     with pytest.raises(IncompatibleModels, match="“other” lacks the weights of the module 2_Dense"):
         make_plan(Recipe.linear([str(base), str(other)], [0.5, 0.5]))
+
+
+def test_weights_inside_a_module_are_merged_as_task_vectors_too(tmp_path: Path) -> None:
+    base = make_tiny_bert(tmp_path / "base", 0)
+    one, two = (Path(shutil.copytree(base, tmp_path / name)) for name in ("one", "two"))
+    folders = [with_dense(folder, seed) for seed, folder in enumerate((base, one, two))]
+    entries = (ModelEntry(str(base)), ModelEntry(str(one), 0.5, (("density", 0.25),)),
+               ModelEntry(str(two), (Rule(0.1, "2_Dense.linear.bias"), Rule(0.75))))  # fmt: skip
+    recipe = Recipe(entries, "breadcrumbs", str(base), normalize=False, parameters=(("gamma", 0.0),))
+    out = save(make_plan(recipe), tmp_path / "out")
+    merged, own, first, second = (load_file(folder / "2_Dense" / "model.safetensors") for folder in (out, *folders))
+    for name, share in (("linear.weight", 0.75), ("linear.bias", 0.1)):
+        expected = METHODS["breadcrumbs"].apply(
+            [first[name], second[name]], {"weight": (0.5, share), "density": (0.25, 1.0), "gamma": (0.0, 0.0)},
+            base=own[name],
+        )  # fmt: skip
+        assert torch.equal(merged[name], expected)
+    nothing = save(make_plan(replace(recipe, models=tuple(replace(e, weight=0.0) for e in entries))), tmp_path / "same")
+    kept = load_file(nothing / "2_Dense" / "model.safetensors")
+    assert all(torch.equal(kept[name], own[name]) for name in own)
+
+
+def test_a_layered_recipe_stands_in_the_folder_and_gives_the_same_folder_again(
+    tiny_llama: TinyFamily, tmp_path: Path
+) -> None:
+    base, one, two = tiny_llama.references
+    recipe = Recipe((ModelEntry(one, 0.5), ModelEntry(two, 0.5)), "breadcrumbs", base, normalize=False)
+    recipe = recipe.with_value(0, "weight", ["layers.1."], 0.0).with_value(1, "density", ["layers.0."], 0.25)
+    out = save(make_plan(recipe), tmp_path / "out")
+    written = (out / "mergekit_config.yml").read_text()
+    assert Recipe.from_yaml(written) == recipe
+    assert yaml.safe_load(written)["models"][0]["parameters"]["weight"] == [
+        {"filter": "layers.1.", "value": 0}, {"value": 0.5},
+    ]  # fmt: skip
+    assert written in (out / "README.md").read_text()
+    again = save(make_plan(Recipe.from_yaml(written)), tmp_path / "again")
+    first, second = (load_file(folder / "model.safetensors") for folder in (out, again))
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_a_modules_file_that_points_out_of_the_folder_writes_nothing_there(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from llm_merge.errors import IncompatibleModels, Problem
 from llm_merge.merge import MemorySink, run
 from llm_merge.plan import check, make_plan, size_text
-from llm_merge.recipe import ModelEntry, Recipe
+from llm_merge.plan_changes import changed_tensors, differs
+from llm_merge.recipe import ModelEntry, Recipe, Rule
 from tests.tiny_models import TinyFamily, make_tiny_llama, make_tiny_lora
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -295,3 +297,98 @@ def test_sizes_are_written_as_people_say_them() -> None:
         "1 GB",
         "5 TB",
     ]
+
+
+# ── task vectors and layers ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "dare_linear", "dare_ties", "breadcrumbs"])
+def test_task_vectors_need_a_base_and_that_is_said_once(tiny_llama: TinyFamily, method: str) -> None:
+    recipe = Recipe(tuple(ModelEntry(model, 0.5) for model in tiny_llama.references), method)
+    plan, problems = check(recipe)
+    assert plan is None
+    (problem,) = problems
+    assert str(problem) == (
+        f"{method} adds what each model learned to a base, and the recipe names none. Add `base_model:`."
+    )
+    with pytest.raises(IncompatibleModels, match="Add `base_model:`"):
+        make_plan(recipe)
+
+
+def layered(family: TinyFamily) -> list[Recipe]:
+    """Recipes over the same models that differ in method, layers and parameters."""
+    base, one, two = family.references
+    plain = Recipe((ModelEntry(one, 0.5), ModelEntry(two, 0.5)), "breadcrumbs", base, normalize=False)
+    return [
+        plain,
+        plain.with_value(0, "weight", ["layers.1."], 0.0),
+        plain.with_value(0, "weight", ["layers.1."], 0.0).with_value(1, "density", ["layers.0."], 0.25),
+        replace(plain, merge_method="ties", parameters=(("lambda", 0.5),)),
+        replace(plain, merge_method="linear", normalize=True),
+        replace(plain, models=(ModelEntry(one, (0.0, 1.0)), ModelEntry(two, (Rule(0.25, "mlp"), Rule(1.0))))),
+        plain,
+    ]
+
+
+@pytest.mark.parametrize("family", ["tiny_llama", "tiny_t5"])
+def test_a_plan_made_from_another_is_the_plan(family: str, request: pytest.FixtureRequest) -> None:
+    recipes = layered(request.getfixturevalue(family))
+    plan = make_plan(recipes[0])
+    for recipe in recipes:
+        plan, fresh = plan.following(recipe), make_plan(recipe)
+        assert plan.tensors == fresh.tensors
+        assert (plan.recipe, plan.weights, plan.dtype, plan.shards, plan.separate_head) == (
+            fresh.recipe, fresh.weights, fresh.dtype, fresh.shards, fresh.separate_head,
+        )  # fmt: skip
+        assert plan.is_task_arithmetic == (recipe.merge_method != "linear")
+        assert not differs(plan, fresh)
+
+
+def test_tensors_that_stay_as_they_are_keep_their_plan(tiny_llama: TinyFamily) -> None:
+    first, second, *_ = layered(tiny_llama)
+    plan = make_plan(first)
+    other = plan.following(second)
+    kept = [one is two for one, two in zip(plan.tensors, other.tensors, strict=True)]
+    assert kept == [".layers.1." not in tensor.name for tensor in plan.tensors]
+    assert [tensor.name for tensor in changed_tensors(plan, other)] == [
+        tensor.name for tensor in plan.tensors if ".layers.1." in tensor.name
+    ]
+
+
+def test_another_recipe_s_models_are_opened(tiny_llama: TinyFamily) -> None:
+    base, one, two = tiny_llama.references
+    plan = make_plan(Recipe((ModelEntry(one, 1.0),), "task_arithmetic", base))
+    for recipe in (Recipe((ModelEntry(two, 1.0),), "task_arithmetic", base),
+                   Recipe((ModelEntry(one, 1.0),), "task_arithmetic", two),
+                   Recipe((ModelEntry(one, 1.0),), "task_arithmetic", base, dtype="float32")):  # fmt: skip
+        assert plan.following(recipe).tensors == make_plan(recipe).tensors
+    with pytest.raises(IncompatibleModels):
+        make_plan(Recipe((ModelEntry(one, 1.0),))).following(Recipe((ModelEntry(one, 1.0),), "task_arithmetic"))
+
+
+def test_weights_that_cancel_in_one_layer_are_a_problem_of_that_layer(tiny_llama: TinyFamily) -> None:
+    entries = (ModelEntry(tiny_llama.references[0], (Rule(-0.5, "layers.1.mlp.up"), Rule(0.5))),
+               ModelEntry(tiny_llama.references[1], 0.5))  # fmt: skip
+    plan, problems = check(Recipe(entries))
+    assert plan is None
+    (problem,) = problems
+    assert problem.message == (
+        "The weights sum to 0 for model.layers.1.mlp.up_proj.weight, and dividing by their sum is not possible: "
+        "change one there."
+    )
+    assert check(Recipe(entries, normalize=False))[0] is not None
+
+
+def test_weights_for_named_tensors_alone_are_enough(tiny_llama: TinyFamily) -> None:
+    """Every tensor is named: that there is no weight for the rest is no problem."""
+    rules = (Rule(0.5, "layers."), Rule(0.25, "embed_tokens"), Rule(1.0, "model.norm"))
+    plan = make_plan(Recipe(tuple(ModelEntry(model, rules) for model in tiny_llama.references[:2])))
+    assert {tensor.weights for tensor in plan.tensors} == {(0.5, 0.5), (0.25, 0.25), (1.0, 1.0)}
+
+
+def test_a_tensor_without_a_value_is_a_problem(tiny_llama: TinyFamily) -> None:
+    recipe = Recipe((ModelEntry(tiny_llama.references[0], (Rule(1.0, "mlp"),)),))
+    plan, problems = check(recipe)
+    assert plan is None
+    assert "has no weight for model." in problems[-1].message
+    assert "end its list of filters with one `- value:`" in problems[-1].message

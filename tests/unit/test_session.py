@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
 from components.session import Session
 from llm_merge.errors import RecipeError
+from llm_merge.recipe import ModelEntry, Recipe
 
 ROWS = ({"input": "a", "output": "b", "task": "x"}, {"input": "c", "output": "d", "task": "y"})
 
@@ -71,8 +72,6 @@ def test_wrong_shares_and_temperatures_are_refused_in_the_cores_words() -> None:
 
 
 def test_saved_belongs_to_the_recipe_it_was_written_with() -> None:
-    from dataclasses import replace
-
     session = chosen()
     saved = replace(session, saved=(session.recipe_key, "/out"))
     assert saved.saved_folder == "/out"
@@ -96,3 +95,54 @@ def test_held_out_rows_never_decide_the_shares() -> None:
     assert demo.measured_rows == demo.rows
     few = session.with_rows(rows[:5], "mine", ())
     assert few.measured_rows == few.rows
+
+
+# ---- a recipe made on Layers -----------------------------------------------------------------------------------------
+
+
+def layered() -> Session:
+    recipe = Recipe((ModelEntry("a", 0.4), ModelEntry("b", 0.4)), "breadcrumbs", "base", None, normalize=False)
+    return measured(chosen(), base=3.0, a=1.0, b=2.0).with_layered(recipe, "Hi-Merging")
+
+
+def test_a_recipe_made_on_layers_takes_the_place_of_the_shares_and_gives_it_back() -> None:
+    session = layered()
+    assert (session.origin, session.shares_from, session.layered_from) == ("layers", "losses", "Hi-Merging")
+    assert session.recipe == session.layered
+    back = session.with_layered(None)
+    assert (back.origin, back.layered_from) == ("losses", "")
+    assert back.recipe == measured(chosen(), base=3.0, a=1.0, b=2.0).recipe
+
+
+def test_it_is_written_in_the_type_that_was_chosen_and_its_results_belong_to_it() -> None:
+    session = replace(layered(), dtype="float16")
+    assert session.recipe is not None
+    assert session.recipe.dtype == "float16"
+    assert session.recipe_key == session.recipe.to_yaml() != session.with_layered(None).recipe_key
+    saved = replace(session, saved=(session.recipe_key, "/out"))
+    assert saved.saved_folder == "/out"
+    assert saved.with_layered(None).saved_folder == ""
+
+
+def test_whoever_moves_the_shares_gives_the_recipe_of_layers_up() -> None:
+    given_up = (
+        layered().with_temperature(1.0),
+        layered().with_hand_shares((0.2, 0.8)),
+        layered().with_base_included(True),
+        layered().with_models("decoder", "base", ("a", "c")),
+        layered().with_models("decoder", "other base", ("a", "b")),
+        layered().with_models("decoder", "base", ("b", "a")),
+    )
+    assert [(session.layered, session.layered_from) for session in given_up] == [(None, "")] * 6
+    assert [session.origin for session in given_up[:2]] == ["losses", "hand"]
+
+
+def test_it_outlives_other_rows_losses_and_the_same_models_again() -> None:
+    session = layered()
+    for kept in (
+        session.with_rows(ROWS[:1], "fewer", ()),
+        session.with_losses(None),
+        session.with_models("decoder", "base", ("a", "b")),
+    ):
+        assert kept.layered is not None
+        assert kept.origin == "layers"

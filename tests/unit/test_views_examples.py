@@ -133,6 +133,69 @@ def test_a_column_that_becomes_the_question_is_nothing_else() -> None:
     assert "“input” follows “instruction” on a new line." in view.reading_html(reading)
 
 
+def test_a_choice_of_columns_keeps_the_choices_of_a_question() -> None:
+    guessed = Columns("question", "answer", choices="options")
+    assert view.with_choice(guessed, "question", "answer") == guessed
+    assert view.with_choice(guessed, "title", "answer") == Columns("title", "answer", choices="options")
+    assert view.with_choice(guessed, "question", "options") == Columns("question", "options")
+
+
+# ---- the task of what is pasted --------------------------------------------------------------------------------------
+
+
+def test_rows_without_a_task_get_the_one_that_was_named_and_others_keep_theirs() -> None:
+    text = '{"input": "a", "output": "b"}\n{"input": "c", "output": "d", "task": "poems"}'
+    reading = view.read(CHAT, text, view.OWN_TEXT, SETTINGS, task="  law ")
+    assert [row["task"] for row in reading.session.rows] == ["law", "poems"]
+    assert reading.session.rows_from == view.OWN_TEXT
+
+
+def test_a_named_task_is_added_to_the_visitors_other_tasks() -> None:
+    law = view.read(CHAT, table_of(2), view.OWN_TEXT, SETTINGS, task="law").session
+    both = view.read(law, table_of(3), view.OWN_TEXT, SETTINGS, task="poems")
+    assert [row["task"] for row in both.session.rows] == ["law"] * 2 + ["poems"] * 3
+    assert "2 rows of other tasks stay in use." in both.notes
+    again = view.read(both.session, table_of(1), view.OWN_TEXT, SETTINGS, task="law")
+    assert [row["task"] for row in again.session.rows] == ["poems"] * 3 + ["law"]  # read again, not added twice
+    assert [row["task"] for row in view.read(both.session, table_of(1), view.OWN_TEXT, SETTINGS).session.rows] == [""]
+
+
+def test_demo_rows_and_rows_without_a_task_do_not_stay_beside_a_named_task() -> None:
+    for before in (view.use_demo(CHAT, "both"), view.read(CHAT, table_of(2), view.OWN_TEXT, SETTINGS).session):
+        reading = view.read(before, table_of(3), view.OWN_TEXT, SETTINGS, task="law")
+        assert [row["task"] for row in reading.session.rows] == ["law"] * 3
+        assert reading.session.demo_tasks == ()
+
+
+@pytest.mark.parametrize(("task", "words"), [("x" * 61, "61 characters"), ("Law", "have the same name")])
+def test_a_name_that_cannot_be_changes_nothing(task: str, words: str) -> None:
+    text = '{"input": "a", "output": "b"}\n{"input": "c", "output": "d", "task": "law"}'
+    reading = view.read(CHAT, text, view.OWN_TEXT, SETTINGS, task=task)
+    assert words in reading.problems[0]
+    assert reading.session is CHAT
+
+
+def test_a_name_that_another_task_in_use_bears_nearly_is_refused() -> None:
+    law = view.read(CHAT, table_of(2), view.OWN_TEXT, SETTINGS, task="law").session
+    reading = view.read(law, table_of(2), view.OWN_TEXT, SETTINGS, task="Law")
+    assert "have the same name" in reading.problems[0]
+    assert reading.session is law
+
+
+def test_tasks_together_keep_the_page_s_limit() -> None:
+    law = view.read(CHAT, table_of(40), view.OWN_TEXT, PUBLIC, task="law").session
+    reading = view.read(law, table_of(40), view.OWN_TEXT, PUBLIC, task="poems")
+    assert reading.problems == ("With the other tasks these are 80 rows; 64 are allowed.",)
+    assert reading.session is law
+
+
+def test_a_hostile_name_of_a_task_is_text() -> None:
+    reading = view.read(CHAT, table_of(2), view.OWN_TEXT, SETTINGS, task="<img src=x onerror=1>")
+    shown = view.reading_html(reading) + view.summary_html(reading.session, SETTINGS)
+    shown += view.preview_html(reading.session, 0, None)
+    assert "<img" not in shown
+
+
 def test_a_conversation_offers_its_last_turn_as_the_answer() -> None:
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     reading = view.read(CHAT, json.dumps([{"id": 1, "messages": turns}]), view.OWN_TEXT, SETTINGS)

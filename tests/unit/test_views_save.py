@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from components import save_run
@@ -17,6 +18,7 @@ from components.session import Session
 from components.settings import Settings
 from components.views import save as view
 from llm_merge.errors import MergeError, OutputError, Problem
+from llm_merge.layer_edits import as_task_vectors, edit_layers
 from llm_merge.merge import Progress
 from tests.tiny_models import TinyFamily, make_tiny_llama
 
@@ -179,6 +181,23 @@ def test_the_card_says_where_the_weights_come_from(session: Session) -> None:
     assert view.provenance(session).notes == ("The weights were set by hand.",)
     equal = Session().with_models("decoder", "", session.fine_tunes)
     assert view.provenance(equal).notes == ("All models share equally.",)
+    layered = session.with_layered(as_task_vectors(session.recipe, session.base), "Hi-Merging")
+    assert view.provenance(layered).notes == ("Made layer by layer: Hi-Merging.",)
+
+
+def test_a_recipe_of_layers_is_planned_and_written_like_any_other(session: Session, tmp_path: Path) -> None:
+    assert session.recipe is not None
+    recipe = edit_layers(as_task_vectors(session.recipe, session.base), ["layers.1."], session.mixed, "set weight", 0.0)
+    layered = session.with_layered(recipe, "Layers by hand")
+    reading = view.read_plan(layered)
+    assert view.can_save(layered, reading, PRIVATE)
+    _, saved = run_job(layered, str(tmp_path / "out"))
+    merged, base = (load_file(Path(folder) / "model.safetensors") for folder in (saved.folder, session.base))
+    same = {name for name in base if torch.equal(merged[name], base[name])}
+    assert {name for name in base if ".layers.1." in name} == same  # nothing of the fine-tunes is left there
+    yaml = (Path(saved.folder) / "mergekit_config.yml").read_text("utf-8")
+    assert "breadcrumbs" in yaml
+    assert "layers.1." in yaml
 
 
 # ── the job ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -12,6 +12,7 @@ from components.session import Session
 from components.settings import Settings
 from components.views import recipe_bar, start
 from llm_merge.demo import demo_path
+from llm_merge.recipe import ModelEntry, Recipe
 
 PRIVATE = Settings(home=Path("/nowhere"))
 VERSE = Prompt(
@@ -100,3 +101,41 @@ def test_the_bar_names_shares_rows_and_whether_it_is_saved() -> None:
     assert "<script>" not in shown
     assert "no examples" in shown
     assert "not saved" in shown
+
+
+# ---- a recipe made on Layers -----------------------------------------------------------------------------------------
+
+
+def layered(session: Session) -> Session:
+    weights = [0.6] * len(session.mixed)
+    entries = tuple(ModelEntry(model, weight) for model, weight in zip(session.mixed, weights, strict=True))
+    return session.with_layered(Recipe(entries, "breadcrumbs", session.base, normalize=False), "Hi-Merging <i>")
+
+
+def test_what_is_recorded_belongs_to_shares_and_start_says_so_when_layers_decide() -> None:
+    shown = start.answers_html(layered(demo()), RECORDING, 0, None)
+    assert "a recipe made layer by layer (Hi-Merging &lt;i&gt;)" in shown
+    assert "<i>" not in shown
+    assert "recorded on" not in shown
+    assert start.result_html({"anything": 1}, layered(demo())) == ""
+
+
+def test_the_bar_shows_weights_of_task_vectors_not_shares_of_a_whole() -> None:
+    session = layered(Session().with_models("decoder", "base", ["org/one", "org/two"]))
+    shown = recipe_bar.bar_html(session, PRIVATE)
+    assert "one <b>0.60</b>" in shown
+    assert "two <b>0.60</b>" in shown  # 1.2 together: no percentages
+    assert "Hi-Merging &lt;i&gt;, layer by layer" in shown
+    assert "%" not in shown
+    assert "<i>, layer" not in shown
+
+
+def test_the_next_step_after_layers_is_to_try_not_to_measure() -> None:
+    rows = [{"input": "a", "output": "b", "task": "t"}]
+    session = Session().with_models("decoder", "base", ["a", "b"]).with_rows(rows, "mine", ())
+    assert recipe_bar.next_step(session).label == "Measure →"
+    session = layered(session)
+    assert recipe_bar.next_step(session).label == "Try it →"
+    tried = replace(session, tried=session.recipe_key)
+    assert recipe_bar.next_step(tried).label == "Save it →"
+    assert recipe_bar.next_step(tried.with_layered(None)).label == "Measure →"

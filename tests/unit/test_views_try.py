@@ -12,6 +12,7 @@ from components.settings import Settings
 from components.views import try_view as view
 from components.views.try_view import Answer, Answers, Found
 from llm_merge.errors import MergeError
+from llm_merge.recipe import ModelEntry, Recipe
 
 
 @pytest.fixture
@@ -176,3 +177,15 @@ def test_examples_come_from_the_visitor_s_own_rows(session: Session) -> None:
 def test_a_button_says_what_is_asked_and_not_the_instruction() -> None:
     assert view.example_label(view.CHAT_EXAMPLES[0]).startswith("Jesus said to them")
     assert view.example_label("Define the word: lighthouse") == "Define the word: lighthouse"
+
+
+def test_a_recipe_made_on_layers_answers_under_its_own_name(session: Session) -> None:
+    recipe = Recipe(
+        (ModelEntry("/m/king", 0.4), ModelEntry("/m/words", 0.4)), "breadcrumbs", "/m/base", normalize=False
+    )
+    layered = session.with_layered(recipe, "Hi-Merging")
+    assert view.mix_words(layered) == "Hi-Merging: king 0.40 / words 0.40"
+    merged = next(column for column in view.columns(layered, []) if column.name == view.MERGED_NAME)
+    assert merged.recipe == layered.recipe
+    before = answers(session)
+    assert before.recipe_key != layered.recipe_key  # answers of the shares are old

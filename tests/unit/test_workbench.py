@@ -13,12 +13,12 @@ import pytest
 import torch
 
 import llm_merge.merge
-from llm_merge import workbench
+from llm_merge import plan_changes, workbench
 from llm_merge.checkpoint import open_checkpoint
 from llm_merge.errors import CheckpointError, MergeError, Stopped
-from llm_merge.merge import merged_tensor
-from llm_merge.plan import TensorPlan, make_plan
-from llm_merge.recipe import Recipe
+from llm_merge.merge import Reader, merged_tensor
+from llm_merge.plan import Plan, TensorPlan, make_plan
+from llm_merge.recipe import ModelEntry, Recipe
 from llm_merge.workbench import Workbench, bench_for, choose_device, choose_dtype
 from tests.tiny_models import TinyFamily, make_tiny_llama
 
@@ -80,9 +80,9 @@ def test_following_the_same_recipe_again_computes_nothing(
 ) -> None:
     made: list[str] = []
 
-    def counted(plan: llm_merge.plan.Plan, tensor: TensorPlan) -> torch.Tensor:
+    def counted(plan: Plan, tensor: TensorPlan, read: Reader) -> torch.Tensor:
         made.append(tensor.name)
-        return merged_tensor(plan, tensor)
+        return merged_tensor(plan, tensor, read)
 
     monkeypatch.setattr(llm_merge.merge, "merged_tensor", counted)
     recipe = Recipe.linear(tiny_llama.references, [0.2, 0.5, 0.3])
@@ -122,11 +122,11 @@ def test_an_interrupted_merge_is_made_again_in_full(tiny_llama: TinyFamily, monk
     stop = threading.Event()
     made: list[str] = []
 
-    def stopping(plan: llm_merge.plan.Plan, tensor: TensorPlan) -> torch.Tensor:
+    def stopping(plan: Plan, tensor: TensorPlan, read: Reader) -> torch.Tensor:
         made.append(tensor.name)
         if len(made) == 5:
             stop.set()
-        return merged_tensor(plan, tensor)
+        return merged_tensor(plan, tensor, read)
 
     monkeypatch.setattr(llm_merge.merge, "merged_tensor", stopping)
     with pytest.raises(Stopped):
@@ -170,6 +170,126 @@ def test_experts_that_are_stored_apart_are_put_together(tmp_path: Path, tiny_lla
     bench = bench_for(Recipe.single(str(tmp_path)), "decoder", "cpu")
     with torch.inference_mode():
         assert torch.equal(bench.model(IDS).logits, model(IDS).logits)
+
+
+def test_a_model_can_be_another_for_a_while(tiny_llama: TinyFamily) -> None:
+    bench = bench_for(Recipe.linear(tiny_llama.references, [0.2, 0.5, 0.3]), "decoder", "cpu")
+    before, plan = values(bench), bench.plan
+    other = make_plan(Recipe.linear(tiny_llama.references, [0.5, 0.2, 0.3]))
+    assert bench.differs(other)
+    with bench.swapped(other):
+        assert bench.plan is other
+        assert not bench.differs(other)
+        assert same(values(bench), values(bench_for(other.recipe, "decoder", "cpu")))
+    assert bench.plan is plan
+    assert same(values(bench), before)
+
+
+def test_it_is_itself_again_after_an_error_inside(tiny_llama: TinyFamily) -> None:
+    bench = bench_for(Recipe.single(tiny_llama.references[0]), "decoder", "cpu")
+    before, plan = values(bench), bench.plan
+    with pytest.raises(ZeroDivisionError), bench.swapped(make_plan(Recipe.single(tiny_llama.references[1]))):
+        raise ZeroDivisionError
+    assert bench.plan is plan
+    assert same(values(bench), before)
+
+
+def test_it_is_itself_again_after_a_stop_while_it_changes(
+    tiny_llama: TinyFamily, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = bench_for(Recipe.single(tiny_llama.references[0]), "decoder", "cpu")
+    before, plan, stop, made = values(bench), bench.plan, threading.Event(), list[str]()
+
+    def stopping(plan: Plan, tensor: TensorPlan, read: Reader) -> torch.Tensor:
+        made.append(tensor.name)
+        if len(made) == 5:
+            stop.set()
+        return merged_tensor(plan, tensor, read)
+
+    monkeypatch.setattr(llm_merge.merge, "merged_tensor", stopping)
+    with pytest.raises(Stopped), bench.swapped(make_plan(Recipe.single(tiny_llama.references[1])), stop):
+        pytest.fail("it was asked to stop")
+    assert len(made) == 5
+    assert bench.plan is plan
+    assert same(values(bench), before)
+
+
+def test_only_what_differs_is_computed_and_kept(tiny_llama: TinyFamily, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, one, two = tiny_llama.references
+    recipe = Recipe((ModelEntry(one, 0.5), ModelEntry(two, 0.5)), "task_arithmetic", base)
+    bench = bench_for(recipe, "decoder", "cpu")
+    made: list[str] = []
+
+    def counted(plan: Plan, tensor: TensorPlan, read: Reader) -> torch.Tensor:
+        made.append(tensor.name)
+        return merged_tensor(plan, tensor, read)
+
+    monkeypatch.setattr(llm_merge.merge, "merged_tensor", counted)
+    assert bench.plan is not None
+    with bench.swapped(bench.plan.following(recipe.with_value(0, "weight", ["layers.1."], 0.0))):
+        pass
+    assert made
+    assert all(".layers.1." in name for name in made)
+    assert len(made) == len({name for name in bench.checkpoint.tensors if ".layers.1." in name})
+
+
+def test_a_model_that_follows_nothing_cannot_be_changed_for_a_while(tiny_llama: TinyFamily) -> None:
+    bench = Workbench(open_checkpoint(tiny_llama.references[0]), "decoder", "cpu")
+    plan = make_plan(Recipe.single(tiny_llama.references[0]))
+    assert bench.differs(plan)
+    with pytest.raises(MergeError, match="call follow first"), bench.swapped(plan):
+        pytest.fail("there is nothing to go back to")
+
+
+def test_a_model_whose_weights_are_arranged_anew_is_itself_again_too(tmp_path: Path, tiny_llama: TinyFamily) -> None:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    config = MixtralConfig(
+        vocab_size=300, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, num_local_experts=2, num_experts_per_tok=1, max_position_embeddings=64,
+    )  # fmt: skip
+    for number, name in enumerate(("one", "two")):
+        torch.manual_seed(number)
+        MixtralForCausalLM(config).save_pretrained(tmp_path / name)
+        for path in tiny_llama.base.glob("token*"):
+            shutil.copy(path, tmp_path / name)
+    recipes = [Recipe.linear([str(tmp_path / "one"), str(tmp_path / "two")], [w, 1 - w]) for w in (0.25, 0.75)]
+    bench = bench_for(recipes[0], "decoder", "cpu")
+    before = values(bench)
+    expected = values(bench_for(recipes[1], "decoder", "cpu"))
+    with bench.swapped(make_plan(recipes[1])):
+        assert same(values(bench), expected)
+    assert same(values(bench), before)
+    with pytest.raises(ZeroDivisionError), bench.swapped(make_plan(recipes[1])):
+        raise ZeroDivisionError
+    assert same(values(bench), before)
+
+
+def test_places_of_a_model_with_a_head_of_its_own(tmp_path: Path, tiny_llama: TinyFamily) -> None:
+    """Giving the head weights of its own changes which parameter is where."""
+    free = make_tiny_llama(tmp_path / "free", 5, tied=False)
+    bench = bench_for(Recipe.single(str(tiny_llama.base)), "decoder", "cpu")
+    names = ["model.embed_tokens.weight", "lm_head.weight"]
+    places = bench.places(names)
+    assert places[names[0]] is places[names[1]]
+    bench.follow(Recipe.linear([str(tiny_llama.base), str(free)], [0.5, 0.5]))
+    places = bench.places([*names, "nothing"])
+    assert places.keys() == set(names)
+    assert places[names[1]] is bench.model.lm_head.weight
+    assert places[names[0]] is bench.model.model.embed_tokens.weight
+    assert places[names[0]] is not places[names[1]]
+
+
+def test_another_model_s_random_choice_is_another_merge(tiny_llama: TinyFamily) -> None:
+    """The same model twice in a recipe draws two masks: leaving the first one out is not leaving the second one out."""
+    base, one, _ = tiny_llama.references
+
+    def plan(*weights: float) -> Plan:
+        entries = tuple(ModelEntry(one, weight, (("density", 0.5),)) for weight in weights)
+        return make_plan(Recipe(entries, "dare_linear", base))
+
+    assert plan_changes.differs(plan(1.0, 0.0), plan(0.0, 1.0))
+    assert not plan_changes.differs(plan(1.0, 0.0), plan(1.0, 0.0))
 
 
 def test_weights_that_the_model_needs_and_the_files_lack_are_named(tiny_bert: TinyFamily) -> None:
