@@ -6,7 +6,7 @@ Layout and wiring only. What is typed stays in its box whatever is clicked, and 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from components.feedback import error_html, note_html, sentence
 from components.page import Page
 from components.session import Session, row_shape
 from components.settings import Settings
+from components.views import example_files
 from components.views import examples as view
 from llm_merge.errors import MergeError
 from llm_merge.examples import Columns
@@ -34,6 +35,7 @@ class ExamplesTab:
     demo: gr.Radio
     expected: gr.HTML
     text: gr.Textbox
+    task: gr.Textbox
     file: gr.File
     use_text: gr.Button
     reading: gr.HTML
@@ -65,13 +67,20 @@ def build(settings: Settings) -> ExamplesTab:
                 elem_id="examples-text",
             )
             expected = gr.HTML(elem_id="examples-expected")
+            task = gr.Textbox(
+                label="Task of these rows (optional)",
+                info="Name it, and rows of other tasks stay in use: Layers needs rows of each fine-tune’s own task.",
+                max_lines=1,
+                elem_id="examples-task",
+            )
             reading = gr.HTML(elem_id="examples-reading")
             with gr.Row(visible=False, elem_id="examples-columns") as columns:
                 question = gr.Dropdown([], label="Question column", elem_id="examples-question", min_width=140)
                 answer = gr.Dropdown([], label="Answer column", elem_id="examples-answer", min_width=140)
             use_text = gr.Button("Use the text above", size="sm", visible=False, elem_id="examples-use")
             file = gr.File(
-                label=f"Or upload a file: up to {most.rows:,} rows",
+                label=f"Or upload files: up to {most.rows:,} rows; of several, each is a task called after it",
+                file_count="multiple",
                 file_types=[".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt"],
                 height=130,
                 elem_id="examples-file",
@@ -86,8 +95,8 @@ def build(settings: Settings) -> ExamplesTab:
             exact = gr.Button("Show exactly what the models read", size="sm", visible=False, elem_id="examples-exact")
     index, chosen, source, recalled = gr.State(0), gr.State(None), gr.State("text"), gr.State("")
     return ExamplesTab(
-        demo, expected, text, file, use_text, reading, columns, question, answer, summary, previous, place, following,
-        preview, exact, index, chosen, source, recalled,
+        demo, expected, text, task, file, use_text, reading, columns, question, answer, summary, previous, place,
+        following, preview, exact, index, chosen, source, recalled,
     )  # fmt: skip
 
 
@@ -143,42 +152,61 @@ def wire(tab: ExamplesTab, page: Page) -> None:
         """An empty box is no mistake: nothing is said, and the rows in use stay."""
         return gr.skip(), "", gr.Row(visible=False), gr.skip(), gr.skip(), "text"
 
-    def read_text(session: Session, text: str, chosen: Columns | None) -> tuple[Any, ...]:
-        """session, text, chosen columns → what `shown` says."""
+    def read_text(session: Session, text: str, chosen: Columns | None, task: str) -> tuple[Any, ...]:
+        """session, text, chosen columns, task → what `shown` says."""
         if not text.strip():
             return nothing()
-        return shown(session, view.read(session, text, view.OWN_TEXT, settings, chosen), "text")
+        return shown(session, view.read(session, text, view.OWN_TEXT, settings, chosen, task or ""), "text")
 
-    def typed(session: Session, text: str, chosen: Columns | None, recalled: str) -> tuple[Any, ...]:
-        """session, text, chosen columns, text before a reload → what `shown` says."""
-        return (gr.skip(),) * len(said) if text and text == recalled else read_text(session, text, chosen)
+    def typed(session: Session, text: str, chosen: Columns | None, task: str, recalled: str) -> tuple[Any, ...]:
+        """session, text, chosen columns, task, text before a reload → what `shown` says."""
+        return (gr.skip(),) * len(said) if text and text == recalled else read_text(session, text, chosen, task)
 
-    def use_text(session: Session, text: str, chosen: Columns | None) -> tuple[Any, ...]:
-        """session, text, chosen columns → what `shown` says."""
+    def use_text(session: Session, text: str, chosen: Columns | None, task: str) -> tuple[Any, ...]:
+        """session, text, chosen columns, task → what `shown` says."""
         if text.strip():
-            return read_text(session, text, chosen)
+            return read_text(session, text, chosen, task)
         return gr.skip(), note_html("The box is empty: paste your rows into it."), *nothing()[2:]
 
-    def read_file(session: Session, path: str | None, chosen: Columns | None) -> tuple[Any, ...]:
-        """session, uploaded file, chosen columns → what `shown` says."""
-        if path is None:
+    def use_text_again(session: Session, text: str, chosen: Columns | None, task: str) -> tuple[Any, ...]:
+        """session, text, chosen columns, task → what `shown` says: the box's rows under their new task."""
+        if not task.strip() or session.rows_from != view.OWN_TEXT:
+            return (gr.skip(),) * len(said)
+        unnamed = replace(session, rows=tuple(row for row in session.rows if row.get("task")))
+        return read_text(unnamed, text, chosen, task)
+
+    def read_file(session: Session, paths: list[str] | None, chosen: Columns | None, task: str) -> tuple[Any, ...]:
+        """session, uploaded files, chosen columns, task → what `shown` says."""
+        if not paths:
             return nothing()
-        file = Path(path)
-        if file.stat().st_size > settings.max_upload_bytes:
+        files = [Path(path) for path in paths]
+        large = [file for file in files if file.stat().st_size > settings.max_upload_bytes]
+        if large:
             size = f"{settings.max_upload_bytes // 1024**2} MB"
-            too_long = view.Reading(session, problems=(f"The file is larger than {size}.",), source=file.name)
+            too_long = view.Reading(session, problems=(f"The file is larger than {size}.",), source=large[0].name)
             return shown(session, too_long, "file")
-        return shown(session, view.read(session, file.read_bytes(), file.name, settings, chosen), "file")
+        if len(files) > 1 or files[0].name == example_files.DATASET_INFO:
+            return shown(session, example_files.read_several(session, files, settings), "file")
+        data = files[0].read_bytes()
+        return shown(session, view.read(session, data, files[0].name, settings, chosen, task or ""), "file")
 
     def change_columns(
-        session: Session, text: str, path: str | None, source: str, chosen: Columns | None, question: Any, answer: Any
+        session: Session,
+        text: str,
+        paths: list[str] | None,
+        source: str,
+        chosen: Columns | None,
+        task: str,
+        question: Any,
+        answer: Any,
     ) -> tuple[Any, ...]:
-        """session, text, file, source, chosen columns, question, answer → chosen columns and what `shown` says."""
-        data: str | bytes = Path(path).read_bytes() if source == "file" and path else text
-        name = Path(path).name if source == "file" and path else view.OWN_TEXT
+        """session, text, file, source, chosen columns, task, question, answer → chosen columns, what `shown` says."""
+        file = Path(paths[0]) if source == "file" and paths else None
+        data: str | bytes = file.read_bytes() if file is not None else text
+        name = file.name if file is not None else view.OWN_TEXT
         before = chosen or view.read(session, data, name, settings).columns
         columns = view.with_choice(before, str(question or ""), str(answer or ""))
-        return columns, *shown(session, view.read(session, data, name, settings, columns), source)
+        return columns, *shown(session, view.read(session, data, name, settings, columns, task or ""), source)
 
     def use_demo(session: Session, choice: str) -> tuple[Any, ...]:
         """session, choice → session, reading, columns row."""
@@ -208,7 +236,8 @@ def wire(tab: ExamplesTab, page: Page) -> None:
     row = [tab.index, tab.place, tab.preview, tab.exact]
     drawn = [tab.demo, tab.text, tab.expected, tab.use_text, tab.summary, tab.previous, tab.following, *row]
     said = [page.session, tab.reading, tab.columns, tab.question, tab.answer, tab.source]
-    text_in, file_in = [page.session, tab.text, tab.chosen], [page.session, tab.file, tab.chosen]
+    text_in = [page.session, tab.text, tab.chosen, tab.task]
+    file_in = [page.session, tab.file, tab.chosen, tab.task]
 
     page.session.change(redraw, [page.session, tab.index], drawn, **private)
     # Gradio's `.input` hears keys that write a character and nothing else: no pasting, no Backspace. No handler writes
@@ -217,8 +246,9 @@ def wire(tab: ExamplesTab, page: Page) -> None:
     tab.text.change(typed, [*text_in, tab.recalled], said, trigger_mode="always_last", **private)
     tab.use_text.click(use_text, text_in, said, **private)
     tab.file.upload(read_file, file_in, said, **private)
+    tab.task.blur(use_text_again, [page.session, tab.text, tab.chosen, tab.task], said, **private)
     tab.file.clear(read_text, text_in, said, **private)
-    chosen_in = [page.session, tab.text, tab.file, tab.source, tab.chosen, tab.question, tab.answer]
+    chosen_in = [page.session, tab.text, tab.file, tab.source, tab.chosen, tab.task, tab.question, tab.answer]
     for field in (tab.question, tab.answer):
         field.input(change_columns, chosen_in, [tab.chosen, *said], **private)
     tab.demo.input(use_demo, [page.session, tab.demo], [page.session, tab.reading, tab.columns], **private)

@@ -27,7 +27,8 @@ def theme() -> gr.themes.Base:
     ).set(
         button_primary_background_fill="*primary_700",
         button_primary_background_fill_hover="*primary_800",
-        button_primary_background_fill_dark="*primary_600",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_800",
         button_primary_text_color="white",
         body_text_color_subdued="*neutral_600",
         body_text_color_subdued_dark="*neutral_400",

@@ -63,7 +63,8 @@ class Page:
     arrived: Dependency
 
     def goto(self, name: str) -> Any:
-        """The update for `page.tabs` that opens the tab called `name` (start, models, examples, weights, try, save)."""
+        """The update for `page.tabs` that opens the tab called `name` (start, models, examples, weights,
+        layers, try, save)."""
         return gr.Tabs(selected=name)
 
 

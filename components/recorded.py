@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from llm_merge.errors import MergeError
+
+if TYPE_CHECKING:
+    from llm_merge.contribution_report import ContributionReport
 
 MEASURED = Path(__file__).resolve().parent.parent / "assets" / "demo" / "measured"
 Mix = Mapping[str, float]  # demo key → share
@@ -85,3 +90,34 @@ def _read(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     return data if isinstance(data, dict) else None
+
+
+@lru_cache(maxsize=8)
+def recorded_contributions(
+    model_type: str, combine: str = "average", folder: Path = MEASURED
+) -> ContributionReport | None:
+    """The recorded contribution analysis of the demo's specialists merged in this way, with their references here.
+
+    None when there is none, or when an adapter here is not the one that it was measured with.
+    """
+    merged_as = "" if combine == "average" else f"-{combine}"
+    data = _read(folder / f"contributions-{model_type}{merged_as}.json")
+    if data is None:
+        return None
+    from llm_merge.contribution_report import ContributionReport
+    from llm_merge.demo import demo_model, demo_path
+    from llm_merge.hashing import file_hash
+
+    hashes = data.get("adapter_hashes", {})
+    for key, known in hashes.items():
+        file = Path(demo_model(key).reference) / "adapter_model.safetensors"
+        if not file.is_file() or file_hash(file) != known:
+            return None
+    try:
+        report = ContributionReport.from_dict(data["report"])
+    except (KeyError, MergeError):
+        return None
+    setup = replace(
+        report.setup, base=demo_path(report.setup.base), models=tuple(demo_path(key) for key in report.setup.models)
+    )
+    return replace(report, setup=setup)

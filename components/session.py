@@ -51,6 +51,9 @@ class Session:
     temperature: float = DEFAULT_TEMPERATURE
     by_hand: tuple[float, ...] = ()
     locked: tuple[bool, ...] = ()
+    owners: tuple[tuple[str, str], ...] = ()
+    layered: Recipe | None = None
+    layered_from: str = ""
     dtype: str | None = None
     tried: str = ""  # YAML of the last recipe that was tried
     saved: tuple[str, str] = ("", "")
@@ -94,7 +97,12 @@ class Session:
 
     @property
     def origin(self) -> str:
-        """Where the shares come from: "hand" | "losses" | "equal"."""
+        """Where the merge comes from: "layers", or for shares "hand" | "losses" | "equal"."""
+        return "layers" if self.layered is not None else self.shares_from
+
+    @property
+    def shares_from(self) -> str:
+        """Where the shares come from, also while a recipe made on Layers takes their place."""
         if len(self.by_hand) == len(self.mixed) > 0:
             return "hand"
         return "equal" if self.mean_losses is None else "losses"
@@ -104,6 +112,8 @@ class Session:
         """The merge as it stands, or None while there is nothing to mix."""
         if not self.mixed:
             return None
+        if self.layered is not None:
+            return self.layered.with_dtype(self.dtype)
         recipe = Recipe.linear(self.mixed, self.shares, dtype=self.dtype)
         return replace(recipe, base_model=self.base or None)  # config and tokenizer are the base's, as in Try
 
@@ -125,6 +135,8 @@ class Session:
         changed = replace(self, model_type=model_type, base=base, fine_tunes=chosen)
         if changed.mixed != self.mixed:
             changed = replace(changed, by_hand=(), locked=())
+        if changed.models != self.models or changed.base != self.base:
+            changed = replace(changed, layered=None, layered_from="", owners=())
         if row_shape(model_type) != row_shape(self.model_type):
             changed = changed.with_rows((), "", ())
         return changed
@@ -149,18 +161,23 @@ class Session:
         return replace(self, losses=table)
 
     def with_base_included(self, include: bool) -> Session:
-        return replace(self, include_base=include, by_hand=(), locked=())
+        return replace(self, include_base=include, by_hand=(), locked=(), layered=None, layered_from="")
 
     def with_temperature(self, temperature: float) -> Session:
         """Shares from the losses at this temperature; shares set by hand are given up."""
         softmax_weights([0.0], temperature)  # the core says what is wrong with it
-        return replace(self, temperature=float(temperature), by_hand=(), locked=())
+        return replace(self, temperature=float(temperature), by_hand=(), locked=(), layered=None, layered_from="")
 
     def with_hand_shares(self, shares: Sequence[float], locked: Sequence[bool] = ()) -> Session:
         """Shares of the mixed models set by hand. Raises RecipeError unless they are finite and sum to 1."""
         Recipe.linear(self.mixed, shares)
         total = math.fsum(shares)
-        return replace(self, by_hand=tuple(share / total for share in shares), locked=tuple(locked))
+        by_hand = tuple(share / total for share in shares)
+        return replace(self, by_hand=by_hand, locked=tuple(locked), layered=None, layered_from="")
+
+    def with_layered(self, recipe: Recipe | None, origin: str = "") -> Session:
+        """A recipe made on Layers in the place of the shares; None goes back to them."""
+        return replace(self, layered=recipe, layered_from=origin if recipe is not None else "")
 
 
 def row_shape(model_type: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 from gradio.events import Dependency
 
-from components import examples_tab, models_tab, recipe_bar, save_tab, start_tab, try_tab, weights_tab
+from components import examples_tab, layers_tab, models_tab, recipe_bar, save_tab, start_tab, try_tab, weights_tab
 from components.jobs import JobRegistry
 from components.page import Page, SessionStore, new_visitor
 from components.session import Session
@@ -21,6 +21,7 @@ TABS = {
     "models": ("Models", models_tab),
     "examples": ("Examples", examples_tab),
     "weights": ("Weights", weights_tab),
+    "layers": ("Layers", layers_tab),
     "try": ("Try", try_tab),
     "save": ("Save", save_tab),
 }

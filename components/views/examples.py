@@ -17,6 +17,7 @@ from components.views.scoreboard_view import SEARCH_ROWS
 from llm_merge.demo import demo_examples
 from llm_merge.errors import ExampleError
 from llm_merge.examples import Columns, Limits, guess_columns, parse_examples, rows_from_table, split
+from llm_merge.tasks import check_names
 
 DEMO_TASKS = ("verse", "dictionary")
 DEMO_TITLES = {
@@ -91,9 +92,17 @@ def limits(settings: Settings) -> Limits:
 
 
 def read(
-    session: Session, data: str | bytes, source: str, settings: Settings, columns: Columns | None = None
+    session: Session,
+    data: str | bytes,
+    source: str,
+    settings: Settings,
+    columns: Columns | None = None,
+    task: str = "",
 ) -> Reading:
-    """A text or a file → Reading. `columns` are kept as long as the text has them; else they are guessed."""
+    """A text or a file → Reading. `columns` are kept as long as the text has them; else they are guessed.
+
+    task    what rows without a task are called; with one, the visitor's own rows of other tasks stay in use
+    """
     name = "" if source == OWN_TEXT else source
     most = limits(settings)
     try:
@@ -109,7 +118,27 @@ def read(
         found = rows_from_table(table, session.model_type, chosen, most)
     except ExampleError as error:
         return replace(reading, problems=error.problems)
-    return replace(reading, session=session.with_rows(found.rows, source, ()), notes=found.notes)
+    if not task.strip():
+        return replace(reading, session=session.with_rows(found.rows, source, ()), notes=found.notes)
+    rows = [{**row, "task": row.get("task") or task.strip()} for row in found.rows]
+    others = others_of(session, {row["task"] for row in rows})
+    try:
+        check_names(list(dict.fromkeys(row["task"] for row in [*others, *rows])))
+    except ExampleError as error:
+        return replace(reading, problems=error.problems)
+    count = len(others) + len(rows)
+    if count > most.rows:
+        return replace(reading, problems=(f"With the other tasks these are {count} rows; {most.rows} are allowed.",))
+    kept = f"{len(others)} rows of other tasks stay in use." if others else ""
+    session = session.with_rows([*others, *rows], source, ())
+    return replace(reading, session=session, notes=(*found.notes, *([kept] if kept else [])))
+
+
+def others_of(session: Session, tasks: set[str]) -> list[Row]:
+    """The visitor's own rows of other tasks, which rows with a task's name are added to."""
+    if session.demo_tasks:
+        return []
+    return [row for row in session.rows if row.get("task") and row["task"] not in tasks]
 
 
 def with_choice(columns: Columns | None, question: str, answer: str) -> Columns:
@@ -119,6 +148,7 @@ def with_choice(columns: Columns | None, question: str, answer: str) -> Columns:
     return Columns(
         question,
         answer,
+        choices="" if before.choices in taken else before.choices,
         context="" if before.context in taken else before.context,
         negatives=tuple(name for name in before.negatives if name not in taken),
         task="" if before.task in taken else before.task,

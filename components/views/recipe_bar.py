@@ -27,7 +27,7 @@ def next_step(session: Session) -> NextStep:
         return NextStep("Add a fine-tune →", "models")
     if not session.rows:
         return NextStep("Add examples →", "examples")
-    if session.origin == "equal":
+    if session.shares_from == "equal" and session.layered is None:
         return NextStep("Measure →", "weights")
     if session.tried != session.recipe_key:
         return NextStep("Try it →", "try")
@@ -40,13 +40,15 @@ def bar_html(session: Session, settings: Settings) -> str:
     """One line: a strip of shares with names, then the facts around it."""
     if not session.mixed:
         return '<div class="recipe"><p class="facts">No models chosen yet.</p></div>'
-    parts = list(zip(session.mixed, session.shares, strict=True))
+    parts = weights_shown(session)
     color = colors(session)
     strip = "".join(
         f'<span style="flex-grow:{max(share, 0):.4f};background:{color[model]}"></span>' for model, share in parts
     )
+    number = "{:.2f}" if session.layered is not None else "{:.0%}"  # weights of task vectors need not sum to 1
     names = "".join(
-        f'<li><i style="background:{color[model]}"></i>{html.escape(short_name(model))} <b>{100 * share:.0f} %</b></li>'
+        f'<li><i style="background:{color[model]}"></i>{html.escape(short_name(model))} '
+        f"<b>{number.format(share).replace('%', ' %')}</b></li>"
         for model, share in parts
     )
     facts = " · ".join(_facts(session, settings))
@@ -56,11 +58,20 @@ def bar_html(session: Session, settings: Settings) -> str:
     )
 
 
+def weights_shown(session: Session) -> list[tuple[str, float]]:
+    """Each model of the merge with its share; of a recipe made on Layers, with its weight where no layer is special."""
+    if session.layered is None:
+        return list(zip(session.mixed, session.shares, strict=True))
+    weights = zip(session.layered.references, session.layered.weights, strict=True)
+    return [(model, weight) for model, weight in weights if model in session.models]
+
+
 def _facts(session: Session, settings: Settings) -> list[str]:
     origin = {
         "hand": "shares by hand",
         "equal": "equal shares, nothing measured",
         "losses": f"T = {session.temperature:g}",
+        "layers": f"{session.layered_from}, layer by layer",
     }
     facts = [origin[session.origin]]
     if session.rows:

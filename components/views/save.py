@@ -204,8 +204,11 @@ def provenance(session: Session) -> Provenance:
     """Where the weights come from, for the model card."""
     losses = session.mean_losses
     if session.origin != "losses" or losses is None:
-        notes = ("The weights were set by hand.",) if session.origin == "hand" else ("All models share equally.",)
-        return Provenance(notes=notes)
+        notes = {
+            "hand": "The weights were set by hand.",
+            "layers": f"Made layer by layer: {session.layered_from}.",
+        }
+        return Provenance(notes=(notes.get(session.origin, "All models share equally."),))
     return Provenance(
         losses=losses, temperature=session.temperature, rows=len(session.measured_rows), rows_hash=session.measured_hash
     )

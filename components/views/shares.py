@@ -27,7 +27,7 @@ def widget_of(session: Session) -> dict[str, Any]:
     choice = Choice(
         temperature=session.temperature,
         shares=tuple(mixed.get(model, 0.0) for model in session.models),
-        by_hand=session.origin != "losses",
+        by_hand=session.shares_from != "losses",
         locked=tuple(locks.get(model, False) for model in session.models),
         include_base=session.include_base,
     )

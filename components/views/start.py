@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from components.feedback import note_html
 from components.naming import middle_cut, short_name
 from components.palette import BASE, MERGED
 from components.recorded import Prompt, Recording
@@ -19,6 +20,10 @@ FALLBACK_PROMPT = "Rewrite this verse in King James English: Jesus said to them,
 OWN_MODELS = (
     '<p class="headline">You are working with your own models. <b>Run it live</b> goes back to the demo; the button '
     "above leads on with your models.</p>"
+)
+LAYERED = (
+    "The merge is now a recipe made layer by layer ({}): Try answers with it. What is recorded here belongs to shares; "
+    "moving the temperature in Weights goes back to them."
 )
 NOTHING_RECORDED = '<p class="headline">Nothing is recorded for the demo yet: <b>Run it live</b> fills this place.</p>'
 MERGED_NAME = "merged"
@@ -134,6 +139,8 @@ def prompt_task(recording: Recording | None, number: int) -> str:
 def answers_html(session: Session, recording: Recording | None, number: int, live: LiveAnswers | None) -> str:
     """The live run's answers when there are some to this prompt, else the recorded ones, else what to do."""
     asked = prompt_text(recording, number)
+    if session.layered is not None:
+        return note_html(LAYERED.format(session.layered_from))
     if demo_mix(session) is None:
         return OWN_MODELS
     if live is not None and live.prompt == asked and live.answers:
@@ -158,7 +165,7 @@ def live_cards(live: LiveAnswers, session: Session) -> list[Card]:
 
 def result_html(scores: Mapping[str, Any] | None, session: Session) -> str:
     """One sentence from the recorded scoreboard for the mix nearest to the shares; empty when nothing fits."""
-    mix = demo_mix(session)
+    mix = demo_mix(session) if session.layered is None else None
     if scores is None or mix is None:
         return ""
     return f'<p class="headline">{html.escape(recorded_sentence(scores, mix))}</p>'

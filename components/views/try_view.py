@@ -14,7 +14,7 @@ from components.naming import middle_cut, short_name, without_demo_paths
 from components.palette import BASE, MERGED
 from components.session import Session, row_shape
 from components.settings import Settings
-from components.views.recipe_bar import colors
+from components.views.recipe_bar import colors, weights_shown
 from components.views.start import MERGED_NAME, Card, cards_html
 from llm_merge.errors import MergeError
 from llm_merge.recipe import Recipe
@@ -165,8 +165,9 @@ def columns(session: Session, chosen: Sequence[str]) -> tuple[Column, ...]:
 
 
 def mix_words(session: Session) -> str:
-    """ "King James 0.50 / Dictionary 0.50"."""
-    return " / ".join(f"{short_name(m)} {share:.2f}" for m, share in zip(session.mixed, session.shares, strict=True))
+    """ "King James 0.50 / Dictionary 0.50", or what made the recipe layer by layer."""
+    words = " / ".join(f"{short_name(model)} {share:.2f}" for model, share in weights_shown(session))
+    return f"{session.layered_from}: {words}" if session.layered is not None else words
 
 
 def check_prompt(prompt: str, settings: Settings) -> str:

@@ -60,7 +60,7 @@ def test_on_a_phone_the_merge_comes_first_and_nothing_sticks_out(make_page: Make
         assert box is not None
         tops[card.locator("h3").text_content()] = box["y"]
     assert tops["Merged"] == min(tops.values())
-    for tab in ("Start", "Models", "Examples", "Weights", "Try", "Save"):
+    for tab in ("Start", "Models", "Examples", "Weights", "Layers", "Try", "Save"):
         page.get_by_role("tab", name=tab).click()
         page.wait_for_timeout(300)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, f"{tab} is wider than the screen"

@@ -157,7 +157,7 @@ def test_a_public_page_refuses_what_keeps_others_waiting() -> None:
 def test_every_step_tells_layer_conflict_action_and_what_came_of_it() -> None:
     shown = view.steps_html(event())
     lines = [plain(line) for line in re.findall(r"<tr.*?</tr>", shown)]
-    assert lines[0] == "layer Γ γ law γ poems type what was done law poems"
+    assert lines[0] == "step layer Γ γ law γ poems type what was done law poems"
     assert lines[1] == (
         "1 Layer 1 0.300 ± 0.010 0.200 ± 0.010 0.10 ± 0.20 severe keep law's layer −2.000 → −1.500 −3.000 → −3.250"
     )
