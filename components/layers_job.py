@@ -72,10 +72,11 @@ class Deltas:
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores on held-out rows, and the key of the recipe and rows that they belong to."""
+    """Scores on held-out rows, and the key of the recipe and rows that they belong to. `same_rows`: as of `Merged`."""
 
     key: str
     table: HeldOutTable
+    same_rows: bool = False
 
 
 def cell_store(settings: Settings) -> CellStore:
@@ -174,6 +175,7 @@ def score_work(session: Session, settings: Settings, store: CellStore, metric: s
     from llm_merge.metrics import get_metric
 
     tasks, recipes, key = tasks_for(session, settings, 1), recipes_of(session), score_key(session)
+    same = any(task.same_rows for task in tasks if task.model)
     if settings.public and get_metric(metric, session.model_type).kind == "generated":
         raise MergeError("This public page does not score generated answers: choose −loss.", field="metric")
     get_metric(metric, session.model_type)
@@ -192,8 +194,8 @@ def score_work(session: Session, settings: Settings, store: CellStore, metric: s
                 try:
                     event = next(events)
                 except StopIteration as end:
-                    return Scored(key, end.value)
-                yield Step(f"{event.name} on {event.rows}", event.done / event.total, Scored(key, event.table))
+                    return Scored(key, end.value, same)
+                yield Step(f"{event.name} on {event.rows}", event.done / event.total, Scored(key, event.table, same))
 
     return run
 

@@ -44,10 +44,12 @@ def build(settings: Settings) -> ScorePart:
 def wire(part: ScorePart, page: Page) -> None:
     settings, store = page.settings, store_of(page)
 
-    def found_of(job: JobView | None, session: Session) -> Any:
+    def table_of(job: JobView | None, session: Session) -> str:
         found = None if job is None else job.result if job.status == "done" else job.step.data
         fits = isinstance(found, layers_job.Scored) and found.key == layers_job.score_key(session)
-        return found.table if fits and isinstance(found, layers_job.Scored) else None
+        if not fits or not isinstance(found, layers_job.Scored):
+            return ""
+        return view.table_html(found.table, same_rows=found.same_rows)
 
     def label(session: Session, metric: str) -> str:
         cost = view.seconds(session, settings, metric, settings.demo_rows)
@@ -58,13 +60,13 @@ def wire(part: ScorePart, page: Page) -> None:
         offered = view.metric_choices(session)
         kept = metric if metric in [name for _, name in offered] else "-loss"
         job = page.jobs.latest(visitor, SCORE) if visitor else None
-        table = view.table_html(found_of(job, session))
+        table = table_of(job, session)
         return gr.Dropdown(offered or [("−loss", "-loss")], value=kept), gr.Button(label(session, kept)), table
 
     def follow(visitor: str, session: Session, job_id: str) -> Iterator[tuple[Any, ...]]:
         """→ progress, table, run, stop."""
         for now in page.jobs.follow(visitor, job_id):
-            table = view.table_html(found_of(now, session))
+            table = table_of(now, session)
             yield progress_html(now), table, gr.Button(visible=not now.active), gr.Button(visible=now.active)
 
     def run(session: Session, visitor: str, metric: str) -> Iterator[tuple[Any, ...]]:

@@ -98,14 +98,15 @@ def recorded_contributions(
 ) -> ContributionReport | None:
     """The recorded contribution analysis of the demo's specialists merged in this way, with their references here.
 
-    None when there is none, or when an adapter here is not the one that it was measured with.
+    None when there is none, or when it does not name the adapter of each specialist that is here, or another base.
     """
     merged_as = "" if combine == "average" else f"-{combine}"
     data = _read(folder / f"contributions-{model_type}{merged_as}.json")
     if data is None:
         return None
+    from llm_merge.checkpoint import open_checkpoint
     from llm_merge.contribution_report import ContributionReport
-    from llm_merge.demo import demo_model, demo_path
+    from llm_merge.demo import demo_model, demo_path, is_prepared
     from llm_merge.hashing import file_hash
 
     hashes = data.get("adapter_hashes", {})
@@ -117,6 +118,13 @@ def recorded_contributions(
         report = ContributionReport.from_dict(data["report"])
     except (KeyError, MergeError):
         return None
+    if not set(report.setup.models) <= set(hashes):
+        return None
+    known = data.get("base_hash")
+    if known and is_prepared(report.setup.base):
+        base = open_checkpoint(demo_path(report.setup.base), local_only=True)
+        if base.content_hash() != known:
+            return None
     setup = replace(
         report.setup, base=demo_path(report.setup.base), models=tuple(demo_path(key) for key in report.setup.models)
     )

@@ -34,6 +34,8 @@ class Session:
     demo_tasks          the demo tasks the rows are, () for the visitor's own rows
     losses              measured losses, of these rows or of earlier ones (see `table`)
     by_hand             shares set by hand in the order of `mixed`, or () for softmax(-loss / temperature)
+    owners              (task, fine-tune) as the visitor said on Layers; the others are guessed
+    layered             a recipe made on Layers in the place of the shares, and in words where it comes from
     saved               (recipe's YAML, folder) of the last merge written, ("", "") for none
     """
 

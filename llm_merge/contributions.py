@@ -22,6 +22,7 @@ Side = Literal["before", "after"]
 Kind = Literal["delete", "add"]
 SIDES: tuple[Side, ...] = ("before", "after")
 KINDS: tuple[Kind, ...] = ("delete", "add")
+RESERVED = ("base", "average")  # what results call the merges that every other is compared with
 COMBINES = ("average", "sum", "ties_sum")
 
 
@@ -84,6 +85,11 @@ class Setup:
                 f"{len(self.models)} specialists need as many different tasks, and there are "
                 f"{len(set(self.tasks))}: give each its own.",
                 field="tasks",
+            )
+        taken = next((task for task in self.tasks if task in RESERVED or task.startswith("step ")), None)
+        if taken is not None:
+            raise RecipeError(
+                f"A task cannot be called “{taken}”, which results call something else: rename it.", field="tasks"
             )
         if self.combine not in COMBINES:
             raise RecipeError(f"combine `{self.combine}` is not known: use {', '.join(COMBINES)}.", field="combine")

@@ -196,14 +196,14 @@ def decide(report: ContributionReport, key: str, switches: Switches) -> tuple[tu
         worth = {i: _known(report.contribution(setup.tasks[i], side, key)).value for i in fighting}  # type: ignore[arg-type]
         kept = max(fighting, key=lambda index: worth[index])
         dropped = [index for index in fighting if index != kept]
-        words = f"keep {setup.tasks[kept]}'s layer, drop {_names(setup, dropped)}'s"
+        words = f"keep the layer of {setup.tasks[kept]}, drop that of {_names(setup, dropped)}"
         return tuple(Edit(index, 0.0) for index in dropped), words
     if kind == PARTIAL:
         wanted = -1 if switches.partial_target == "enhanced" else 1
         reduced = [index for index, gamma in enumerate(acting) if gamma * wanted > 0]
         edits = tuple(Edit(i, setup.share(i, HALF), HALF * setup.pruning[i][0]) for i in reduced)
         halves = ", ".join(f"p {HALF * setup.pruning[i][0]:.2g}, s {HALF * setup.pruning[i][1]:.2g}" for i in reduced)
-        return edits, f"reduce {_names(setup, reduced)}'s layer ({halves})"
+        return edits, f"reduce the layer of {_names(setup, reduced)} ({halves})"
     if any(gamma.value for gamma in gammas) and not any(acting):
         return (), "nothing: every γ is within the noise"
     return (), "nothing: the models agree here" if not any(value > 0 for value in acting) else "nothing: one γ is 0"

@@ -51,8 +51,11 @@ def seconds(session: Session, settings: Settings, metric: str, rows: int) -> flo
     return ANSWER_SECONDS * sets * (len(session.fine_tunes) + 3)
 
 
-def table_html(table: HeldOutTable | None) -> str:
-    """Means with standard errors and rows; under the recipe in use its paired difference to the plain average."""
+def table_html(table: HeldOutTable | None, *, same_rows: bool = False) -> str:
+    """Means with standard errors and rows; under the recipe in use its paired difference to the plain average.
+
+    same_rows   there were too few rows to hold some out: said, since the numbers look better than they are
+    """
     if table is None:
         return ""
     unit = table.unit or "share from 0 to 1"
@@ -65,10 +68,11 @@ def table_html(table: HeldOutTable | None) -> str:
     lines.append(f'<tr class="edited"><th scope="row">in use − plain average</th>{differences}</tr>')
     counts = ", ".join(f"{len(table.values[table.names[0], rows])} of {html.escape(rows)}" for rows in table.sets
                        if (table.names[0], rows) in table.values)  # fmt: skip
+    whose = "rows that also decide, so this looks better than it is" if same_rows else "held-out rows"
     return (
         '<div class="layer-steps" tabindex="0" role="region" aria-label="Scores on held-out rows"><table>'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
-        f'<p class="facts">{html.escape(unit)}, higher is better, ± one standard error; held-out rows: {counts}. '
+        f'<p class="facts">{html.escape(unit)}, higher is better, ± one standard error; {whose}: {counts}. '
         "The last line is paired row by row.</p>"
     )
 

@@ -174,8 +174,8 @@ def test_layers_come_by_descending_total_and_every_step_is_told() -> None:
     assert [trial.kind for trial in trials] == ["severe", "severe", "partial", "mutual"]
     assert [trial.changed for trial in trials] == [True, True, True, False]
     assert trials[-1].recipe == recipe
-    assert trials[0].action == "keep task b's layer, drop task a's"
-    assert trials[2].action == "reduce task b's layer (p 0.5, s 0.5)"
+    assert trials[0].action == "keep the layer of task b, drop that of task a"
+    assert trials[2].action == "reduce the layer of task b (p 0.5, s 0.5)"
     assert trials[0].total.value == pytest.approx(8.5)
     shares = {layer: [recipe.value(i, "weight", f"layers.{layer}.") for i in (0, 1)] for layer in range(4)}
     assert shares == {0: [0.5, 0.0], 1: [0.5, 0.25], 2: [0.5, 0.5], 3: [0.0, 0.5]}
@@ -291,3 +291,9 @@ def test_switches_that_cannot_be(settings: dict[str, Any], field: str) -> None:
     with pytest.raises(RecipeError) as caught:
         Switches(**settings)
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize("name", ["base", "average", "step 3"])
+def test_a_task_cannot_be_called_what_results_call_something_else(name: str) -> None:
+    with pytest.raises(RecipeError, match="rename it"):
+        Setup("base", ("a",), (name,), ())

@@ -197,18 +197,18 @@ def test_a_layer_is_told_in_numbers_and_in_words() -> None:
     assert "Layer 0" in plain
     assert "law  0.2000 ± 0.0058  0  0.2000 ± 0.0058  0  0.2000 ± 0.0058" in plain  # α, β, c before, c after, γ
     assert "Severe: merging makes this layer serve at least two tasks worse" in plain
-    assert "Hi-Merging here: keep law's layer, drop poems's." in plain
+    assert "Hi-Merging here: keep the layer of law, drop that of poems." in plain
     assert "γ law: 0.2000 ± 0.0058 nats, merging hurts, beyond noise" in plain
     assert "uncertain" not in plain
-    assert "reduce poems" in view.detail_html(report_of(FIGHT), ["1"], Switches())
-    assert "reduce law" in view.detail_html(report_of(FIGHT), ["1"], Switches(partial_target="weakened"))
+    assert "reduce the layer of poems" in view.detail_html(report_of(FIGHT), ["1"], Switches())
+    assert "reduce the layer of law" in view.detail_html(report_of(FIGHT), ["1"], Switches(partial_target="weakened"))
     assert "nothing: the models agree here" in view.detail_html(report_of(FIGHT), ["2"], Switches())
 
 
 def test_noise_in_a_layer_is_called_uncertain_and_can_be_left_alone() -> None:
     noisy = report_of(FIGHT, spread=0.9)
     assert "it rests on noise or an estimate: uncertain" in view.detail_html(noisy, ["0"], Switches())
-    assert "keep law" in view.detail_html(noisy, ["0"], Switches())  # as published
+    assert "keep the layer of law" in view.detail_html(noisy, ["0"], Switches())  # as published
     assert "every γ is within the noise" in view.detail_html(noisy, ["0"], Switches(min_gamma_se=2.0))
 
 

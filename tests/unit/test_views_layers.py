@@ -14,7 +14,7 @@ import pytest
 from components import recorded
 from components.session import Session
 from components.settings import Settings
-from components.views import examples, layer_deltas, layer_report
+from components.views import examples, layer_deltas, layer_report, layer_scores
 from components.views import layers as view
 from llm_merge.analysis_cost import AnalysisCost
 from llm_merge.contribution_report import ContributionReport, Stat, mean_stat
@@ -22,6 +22,7 @@ from llm_merge.contributions import Layer, Setup
 from llm_merge.demo import demo_model, demo_path
 from llm_merge.errors import MergeError, RecipeError
 from llm_merge.hashing import file_hash
+from llm_merge.held_out import HeldOutTable
 from llm_merge.hi_merging import Edit, Switches, Trial
 from llm_merge.hierarchical import HiMergeEvent, Point
 from llm_merge.recipe import Recipe
@@ -187,6 +188,15 @@ def test_rows_that_decide_and_are_reported_are_never_called_held_out() -> None:
     assert "8 rows of law" in view.result_html(event(points=inside))
 
 
+def test_scores_on_rows_that_decide_are_not_called_held_out_either() -> None:
+    names = ("Base", layer_scores.AVERAGE, layer_scores.IN_USE)
+    table = HeldOutTable("-loss", "nats", names, ("law",), {(name, "law"): (-1.0, -2.0) for name in names})
+    assert "held-out rows: 2 of law" in layer_scores.table_html(table)
+    assert "rows that also decide, so this looks better than it is: 2 of law" in layer_scores.table_html(
+        table, same_rows=True
+    )
+
+
 def test_the_verdict_says_what_is_beyond_noise_and_what_is_not() -> None:
     def ending_in(*last: Any) -> str:
         return view.verdict(event(points=(*event().points[:-1], point("step 1", *last))))
@@ -334,6 +344,7 @@ def test_a_recording_is_read_for_the_models_that_it_was_made_with(tmp_path: Path
     "change",
     [
         {"adapter_hashes": {"king-james": "0" * 64}},
+        {"adapter_hashes": {}},
         {"report": {"version": 99}},
         {"report": {}},
     ],
