@@ -95,10 +95,11 @@ def wire(part: MergePart, page: Page, rows: gr.Radio, metric: gr.Dropdown) -> No
         fits = isinstance(found, layers_job.Merged) and found.key == layer_tasks.layers_key(session)
         return job, found if fits and isinstance(found, layers_job.Merged) else None
 
-    def draw(found: layers_job.Merged | None, active: bool) -> tuple[Any, ...]:
+    def draw(found: layers_job.Merged | None, active: bool, session: Session) -> tuple[Any, ...]:
         """→ use, result, curve, steps, grid box, grid chart."""
         if found is None:
-            return gr.Button(visible=False), "", gr.Plot(visible=False), "", gr.Accordion(visible=False), gr.skip()
+            known = "" if active else view.recorded_result(session)
+            return gr.Button(visible=False), known, gr.Plot(visible=False), "", gr.Accordion(visible=False), gr.skip()
         event = found.event
         usable = event.recipe is not None and not active
         tasks = (
@@ -126,7 +127,11 @@ def wire(part: MergePart, page: Page, rows: gr.Radio, metric: gr.Dropdown) -> No
         """session, visitor, rows, grid → missing, run, use, result, curve, steps, grid box, grid chart."""
         job, found = merged_of(visitor, session)
         active = job is not None and job.active
-        return view.merge_missing(session, settings), button(session, count, grid, active), *draw(found, active)
+        return (
+            view.merge_missing(session, settings),
+            button(session, count, grid, active),
+            *draw(found, active, session),
+        )
 
     def price(session: Session, visitor: str, count: int, grid: str) -> Any:
         """session, visitor, rows, grid → run."""
@@ -146,7 +151,7 @@ def wire(part: MergePart, page: Page, rows: gr.Radio, metric: gr.Dropdown) -> No
             said = note_html(view.stopped_words(event)) if now.status == "stopped" else progress_html(now)
             size = (len(event.grid), len(event.trials), len(event.points)) if event is not None else None
             # Charts are drawn when there is something new in them, not with every cell that is measured.
-            drawn = draw(found, now.active) if size != shown or not now.active else (gr.skip(),) * 6
+            drawn = draw(found, now.active, session) if size != shown or not now.active else (gr.skip(),) * 6
             shown = size
             yield (said, gr.Button(visible=not now.active), gr.Button(visible=now.active), *drawn)
 

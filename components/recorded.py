@@ -129,3 +129,9 @@ def recorded_contributions(
         report.setup, base=demo_path(report.setup.base), models=tuple(demo_path(key) for key in report.setup.models)
     )
     return replace(report, setup=setup)
+
+
+@lru_cache(maxsize=4)
+def recorded_hi_merging(folder: Path = MEASURED) -> Mapping[str, Any] | None:
+    """What Hi-Merging was worth on the demo's held-out rows beside other merges, as its JSON says it, or None."""
+    return _read(folder / "hi-merging-decoder.json")

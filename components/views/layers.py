@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from components.demo_setup import unprepared
 from components.feedback import note_html
 from components.naming import short_name
-from components.recorded import recorded_contributions
+from components.recorded import recorded_contributions, recorded_hi_merging
 from components.session import Session, row_shape
 from components.settings import Settings
 from components.views.examples import DEMO_TASKS
@@ -22,6 +22,7 @@ from components.views.weights import duration
 from llm_merge.analysis_cost import AnalysisCost, analysis_cost
 from llm_merge.checkpoint import open_checkpoint
 from llm_merge.contribution_report import ContributionReport
+from llm_merge.demo import demo_path
 from llm_merge.errors import MergeError
 from llm_merge.hi_merging import Switches, Trial
 from llm_merge.hierarchical import HiMergeEvent, Point
@@ -304,3 +305,22 @@ def hand_words(origin: str) -> str:
     if not origin or "by hand" in origin:
         return origin or "Layers by hand"
     return f"{origin}, edited by hand"
+
+
+def recorded_result(session: Session) -> str:
+    """What was recorded of Hi-Merging on the demo, before anything is run here; "" for other models."""
+    data = recorded_hi_merging() if session.demo_tasks == DEMO_TASKS and session.model_type == "decoder" else None
+    runs = {run["name"]: run for run in data["runs"]} if data is not None else {}
+    keys = [demo_path(key) for key in data["models"]] if data is not None else []
+    if data is None or "hi-merging" not in runs or sorted(keys) != sorted(session.fine_tunes):
+        return ""
+    scores = runs["hi-merging"]["scores"]
+    words = []
+    for name, rows in data["held_out_rows"].items():
+        difference, error = scores[name]["to_average"], scores[name]["to_average_se"]
+        way = "within noise" if abs(difference) <= 2 * error else "worse" if difference > 0 else "better"
+        words.append(f"{name} {abs(difference):.2f} ± {error:.2f} {way}, {rows} rows")
+    return note_html(
+        f"Recorded on {data['recorded_on']} with the coarse search, an average and every switch as published: against "
+        f"the plain average, in nats, {'; '.join(words)}. A run compares again: look before you use its recipe."
+    )

@@ -429,3 +429,32 @@ def test_a_recipe_of_layers_keeps_its_type(tiny_llama: TinyFamily) -> None:
     session = chosen(dtype="float16").with_layered(SETUP.merged(), "Hi-Merging")
     assert isinstance(session.recipe, Recipe)
     assert session.recipe.dtype == "float16"
+
+
+def test_what_was_recorded_of_the_demo_is_said_before_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = {
+        "verse": {"to_average": 0.5, "to_average_se": 0.01},
+        "general": {"to_average": 0.01, "to_average_se": 0.01},
+    }
+    data = {
+        "recorded_on": "2026-11-21",
+        "models": {"king-james": "", "dictionary": ""},
+        "held_out_rows": {"verse": 200, "general": 150},
+        "runs": [{"name": "hi-merging", "scores": scores}],
+    }
+    monkeypatch.setattr(view, "recorded_hi_merging", lambda: data)
+    demo = start_tab_session()
+    assert "verse 0.50 ± 0.01 worse, 200 rows; general 0.01 ± 0.01 within noise, 150 rows" in view.recorded_result(demo)
+    assert view.recorded_result(replace(demo, fine_tunes=demo.fine_tunes[:1])) == ""
+    assert view.recorded_result(Session()) == ""
+
+
+def start_tab_session() -> Session:
+    """The session that a new visitor opens on, without its losses."""
+    from llm_merge.demo import demo_examples, demo_path
+
+    tunes = (demo_path("king-james"), demo_path("dictionary"))
+    rows = [{**row, "task": task} for task in ("verse", "dictionary") for row in demo_examples("decoder", task, "work")]
+    return (
+        Session().with_models("decoder", demo_path("smollm2"), tunes).with_rows(rows, "demo", ("verse", "dictionary"))
+    )
