@@ -141,6 +141,7 @@ def test_wrong_input_on_the_way_is_answered_and_nothing_is_lost(make_page: MakeP
     page.get_by_role("button", name="Chat demo").click()
     expect(page.locator("#models-summary")).to_contain_text("fit together", timeout=LONG_MS)
     page.get_by_role("tab", name="Try").click()
+    page.wait_for_timeout(2000)  # the tab fills its fields for the models just chosen, the prompt among them
     page.locator("#try-prompt textarea").fill("   ")
     page.locator("#try-answer").click()
     expect(page.locator("#try-progress")).to_contain_text("The prompt is empty")

@@ -89,6 +89,9 @@ def url(settings: Settings) -> Iterator[str]:
     app.close(verbose=False)
 
 
+LONG_MS = 240_000  # the demo's base may be converted first
+
+
 # ---- the way there ---------------------------------------------------------------------------------------------------
 
 
@@ -99,6 +102,8 @@ def tab(page: Page, name: str) -> None:
 def choose_models(page: Page, models: TinyFamily, fine_tunes: int = 2) -> None:
     expect(page.locator("#recipe-shown")).to_contain_text("King James")  # the session has arrived
     tab(page, "Models")
+    # Typed any sooner, a name would be written over by the demo's: its fields are still on their way.
+    expect(page.locator("#model-tune-2-found")).to_contain_text("LoRA adapter", timeout=LONG_MS)
     shown = {"#model-base": "No models chosen yet", "#model-tune-1": "tune-1", "#model-tune-2": "tune-2"}
     for (place, words), reference in zip(list(shown.items())[: fine_tunes + 1], models.references, strict=False):
         field = page.locator(f"{place} input").first
