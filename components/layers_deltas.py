@@ -17,6 +17,7 @@ from components.layers_parts import DELTAS, private
 from components.page import Page
 from components.session import Session
 from components.settings import Settings
+from components.try_parts import result_of
 from components.views import layer_deltas as view
 from components.views import layer_report
 from llm_merge.errors import MergeError
@@ -48,10 +49,8 @@ def build(settings: Settings) -> DeltaPart:
 
 def wire(part: DeltaPart, page: Page, show: gr.Dropdown, map_box: gr.Column) -> None:
     def stats_of(visitor: str, session: Session) -> Any:
-        job = page.jobs.latest(visitor, DELTAS) if visitor else None
-        found = job.result if job is not None and job.status == "done" else None
-        fits = isinstance(found, layers_job.Deltas) and found.key == layers_job.delta_key(session)
-        return found.stats if fits and isinstance(found, layers_job.Deltas) else None
+        found = result_of(page.jobs.latest(visitor, DELTAS) if visitor else None, layers_job.Deltas)
+        return found.stats if found is not None and found.key == layers_job.delta_key(session) else None
 
     def redraw(
         session: Session, visitor: str, shown: str, measure: str, pair: str | None, tensor: str | None
@@ -62,7 +61,7 @@ def wire(part: DeltaPart, page: Page, show: gr.Dropdown, map_box: gr.Column) -> 
         stats = stats_of(visitor, session)
         pairs, close_up = view.pairs(session), shown == layer_report.TENSOR
         pair = pair if pair in [value for _, value in pairs] else (pairs[0][1] if pairs else None)
-        say, figure, offered = "", None, []
+        say, figure, offered, wrong = "", None, [], False
         try:
             view.check_deltas(session, shown)
             if close_up:
@@ -74,8 +73,8 @@ def wire(part: DeltaPart, page: Page, show: gr.Dropdown, map_box: gr.Column) -> 
             else:
                 say = note_html(view.READ_FIRST)
         except MergeError as error:
-            say = error_html(sentence(error))
-        needs = not close_up and stats is None and not say.startswith('<div class="message problem')
+            say, wrong = error_html(sentence(error)), True
+        needs = not close_up and stats is None and not wrong
         return (
             gr.Column(visible=False),
             gr.Column(visible=True),

@@ -176,9 +176,8 @@ def score_work(session: Session, settings: Settings, store: CellStore, metric: s
 
     tasks, recipes, key = tasks_for(session, settings, 1), recipes_of(session), score_key(session)
     same = any(task.same_rows for task in tasks if task.model)
-    if settings.public and get_metric(metric, session.model_type).kind == "generated":
+    if get_metric(metric, session.model_type).kind == "generated" and settings.public:
         raise MergeError("This public page does not score generated answers: choose −loss.", field="metric")
-    get_metric(metric, session.model_type)
 
     def run(stop: threading.Event) -> Generator[Step, None, Scored]:
         from llm_merge.held_out import score_held_out

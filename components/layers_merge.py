@@ -20,6 +20,7 @@ from components.layers_parts import HI_MERGE, TITLE, Switchboard, private, store
 from components.page import Page
 from components.session import Session
 from components.settings import Settings
+from components.try_parts import result_of
 from components.views import layer_tasks
 from components.views import layers as view
 from components.views.layer_report import unit_of
@@ -91,9 +92,8 @@ def wire(part: MergePart, page: Page, rows: gr.Radio, metric: gr.Dropdown) -> No
 
     def merged_of(visitor: str, session: Session) -> tuple[JobView | None, layers_job.Merged | None]:
         job = page.jobs.latest(visitor, HI_MERGE) if visitor else None
-        found = None if job is None else job.result if job.status == "done" else job.step.data
-        fits = isinstance(found, layers_job.Merged) and found.key == layer_tasks.layers_key(session)
-        return job, found if fits and isinstance(found, layers_job.Merged) else None
+        found = result_of(job, layers_job.Merged)
+        return job, found if found is not None and found.key == layer_tasks.layers_key(session) else None
 
     def draw(found: layers_job.Merged | None, active: bool, session: Session) -> tuple[Any, ...]:
         """→ use, result, curve, steps, grid box, grid chart."""

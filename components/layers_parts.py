@@ -10,6 +10,7 @@ import gradio as gr
 from components import layers_job
 from components.page import Page
 from components.session import Session
+from components.try_parts import result_of
 from components.views import layer_tasks
 from components.views import layers as view
 from llm_merge.cell_store import CellStore
@@ -63,9 +64,8 @@ def shown_report(page: Page, visitor: str, session: Session, combine: str) -> tu
     one of the merge that `combine` names.
     """
     job = page.jobs.latest(visitor, ANALYSE) if visitor else None
-    found = None if job is None else job.result if job.status == "done" else job.step.data
-    own = None
-    if isinstance(found, layers_job.Analysed) and found.key == layer_tasks.layers_key(session):
+    found, own = result_of(job, layers_job.Analysed), None
+    if found is not None and found.key == layer_tasks.layers_key(session):
         own = found.report
         if own.setup.combine == combine or (job is not None and job.active):
             return own, ""

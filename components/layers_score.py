@@ -15,6 +15,7 @@ from components.layers_parts import SCORE, private, store_of
 from components.page import Page
 from components.session import Session
 from components.settings import Settings
+from components.try_parts import result_of
 from components.views import layer_scores as view
 from components.views.weights import duration
 from llm_merge.errors import MergeError
@@ -45,9 +46,8 @@ def wire(part: ScorePart, page: Page) -> None:
     settings, store = page.settings, store_of(page)
 
     def table_of(job: JobView | None, session: Session) -> str:
-        found = None if job is None else job.result if job.status == "done" else job.step.data
-        fits = isinstance(found, layers_job.Scored) and found.key == layers_job.score_key(session)
-        if not fits or not isinstance(found, layers_job.Scored):
+        found = result_of(job, layers_job.Scored)
+        if found is None or found.key != layers_job.score_key(session):
             return ""
         return view.table_html(found.table, same_rows=found.same_rows)
 
